@@ -1,0 +1,25 @@
+//! x86 for the vmi workspace: registers, paging, descriptor tables. No I/O of its own.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
+
+mod paging;
+mod registers;
+
+pub use paging::PagingMode;
+pub use registers::{Registers, Segment, Segments, Table};
+
+use vmi_core::{Architecture, Driver};
+
+/// The x86 architecture: 32- and 64-bit processors of Intel, AMD and others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct X86;
+
+impl Architecture for X86 {
+    type Registers = Registers;
+    type Paging = PagingMode;
+}
+
+/// A back end that shows x86 guests: a short name for the bound that the operating-system layers need.
+pub trait X86Driver: Driver<Arch = X86> {}
+
+impl<D: Driver<Arch = X86> + ?Sized> X86Driver for D {}

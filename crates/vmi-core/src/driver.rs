@@ -1,0 +1,154 @@
+//! What a back end is: a source of guest-physical memory, and optionally more.
+//!
+//! [`Driver`] is all that a back end must be. Each further ability is one small trait on top of it. A tool that
+//! names its back end as a type calls those abilities directly, and what the back end lacks does not compile. A tool that
+//! chooses its back end at run time asks the driver: [`Driver::vcpus`], [`Driver::control`], [`Driver::write_memory`].
+
+use core::fmt;
+
+use crate::{Architecture, GuestMapping, MemoryMap, PhysAddr, Result};
+
+/// What a back end says of the machine it shows.
+#[derive(Clone, Debug)]
+pub struct MachineInfo {
+    /// The back end and the guest, for messages: `LiME image guest.lime`.
+    pub name: String,
+    /// Where guest-physical memory is.
+    pub memory: MemoryMap,
+    /// Whether the guest may run while it is read.
+    pub liveness: Liveness,
+    /// What the source says about the guest beside its memory, for the operating-system layers. Hints, never trusted.
+    pub notes: Vec<Note>,
+}
+
+/// Whether the guest may run while it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Liveness {
+    /// The memory never changes: an image, a snapshot.
+    Frozen,
+    /// The memory belongs to a machine that may run.
+    Live,
+}
+
+/// A note of the source about its guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Note {
+    /// The text of a Linux VMCOREINFO note (kernel: Documentation/admin-guide/kdump/vmcoreinfo.rst).
+    VmCoreInfo(Vec<u8>),
+}
+
+/// One read of a batch.
+#[derive(Debug)]
+pub struct ReadOp<'b, A> {
+    /// First address to read.
+    pub at: A,
+    /// Where the bytes go; its length is the length of the read.
+    pub buf: &'b mut [u8],
+    /// How it went; each operation has its own status. `Ok` before the batch runs.
+    pub result: Result<()>,
+}
+
+impl<'b, A> ReadOp<'b, A> {
+    /// A read of `buf.len()` bytes at `at`, not yet done.
+    pub fn new(at: A, buf: &'b mut [u8]) -> Self {
+        Self { at, buf, result: Ok(()) }
+    }
+}
+
+/// A source of guest-physical memory. One handle serves many threads.
+pub trait Driver: Send + Sync {
+    /// The architecture of the guest's processors.
+    type Arch: Architecture;
+
+    /// Name, memory map, liveness and notes.
+    fn machine(&self) -> &MachineInfo;
+
+    /// Fills `buf` with the guest-physical memory at `at`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Hole`](crate::ErrorKind::Hole) at the first address that has no memory, [`ErrorKind::Driver`](crate::ErrorKind::Driver) if
+    /// the back end fails; [`Error::done`](crate::Error::done) bytes of `buf` are good then, the others unspecified.
+    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()>;
+
+    /// Does many reads at once; each gets its own [`ReadOp::result`]. Back ends where a call is dear override this.
+    fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {
+        for op in ops {
+            op.result = self.read(op.at, op.buf);
+        }
+    }
+
+    /// Guest RAM that is mapped into this process. Where there is one, reads bypass [`Driver::read`] and all caches.
+    fn mapping(&self) -> Option<&GuestMapping> {
+        None
+    }
+
+    /// Says whether memory holds still: two calls that return the same `Some` had no change of memory between them.
+    /// `None` means that it may change at any time, so nothing read from it may be remembered. A frozen source need not
+    /// implement this.
+    fn epoch(&self) -> Option<u64> {
+        None
+    }
+
+    /// The vCPUs, if this back end shows them.
+    fn vcpus(&self) -> Option<&dyn Vcpus<Arch = Self::Arch>> {
+        None
+    }
+
+    /// Write access, if this back end has it.
+    fn write_memory(&self) -> Option<&dyn WriteMemory<Arch = Self::Arch>> {
+        None
+    }
+
+    /// Pause and resume, if this back end can.
+    fn control(&self) -> Option<&dyn Control<Arch = Self::Arch>> {
+        None
+    }
+}
+
+/// Number of a vCPU, counted from zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuId(pub u32);
+
+impl fmt::Display for VcpuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}", self.0)
+    }
+}
+
+/// A back end that shows vCPU registers. It also overrides [`Driver::vcpus`].
+pub trait Vcpus: Driver {
+    /// How many vCPUs there are.
+    fn vcpu_count(&self) -> u32;
+
+    /// The registers of one vCPU. What the source does not tell is `None` in them, never zero.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoObject`](crate::ErrorKind::NoObject) for a vCPU that does not exist, [`ErrorKind::Driver`](crate::ErrorKind::Driver) if the
+    /// back end fails.
+    fn registers(&self, vcpu: VcpuId) -> Result<<Self::Arch as Architecture>::Registers>;
+}
+
+/// A back end that writes guest memory. It also overrides [`Driver::write_memory`].
+pub trait WriteMemory: Driver {
+    /// Writes `data` to guest-physical memory at `at`.
+    ///
+    /// # Errors
+    /// As [`Driver::read`]; [`Error::done`](crate::Error::done) bytes have been written then.
+    fn write(&self, at: PhysAddr, data: &[u8]) -> Result<()>;
+}
+
+/// A back end that stops and continues the guest. It also overrides [`Driver::control`].
+pub trait Control: Driver {
+    /// Stops all vCPUs. Calls nest: as many [`Control::resume`] calls let the guest run again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Driver`](crate::ErrorKind::Driver) if the back end fails.
+    fn pause(&self) -> Result<()>;
+
+    /// Undoes one [`Control::pause`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Driver`](crate::ErrorKind::Driver) if the back end fails.
+    fn resume(&self) -> Result<()>;
+}

@@ -1,0 +1,274 @@
+//! Guest RAM that is mapped into this process: the fast path of every read.
+//!
+//! This module and its [`copy`] are the only place of the crate with `unsafe` code. The rule that it keeps: each region of a
+//! [`GuestMapping`] points at memory that stays mapped and readable for as long as any clone of the mapping lives, and memory
+//! is lent out as a slice only if it does not change.
+
+mod copy;
+
+use core::fmt;
+use std::any::Any;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use crate::{Error, Liveness, MemoryMap, PhysAddr, Region, Result};
+
+/// A file mapped into memory for reading.
+///
+/// The file must keep its length and contents while it is mapped, as with every mapped file: a process that
+/// truncates it in the meantime makes later reads end this process with SIGBUS.
+#[derive(Debug)]
+pub struct MappedFile(Option<memmap2::Mmap>);
+
+impl MappedFile {
+    /// Maps the whole of `file`. An empty file is an empty mapping.
+    ///
+    /// # Errors
+    /// What `mmap` reports.
+    pub fn new(file: &File) -> io::Result<Self> {
+        if file.metadata()?.len() == 0 {
+            return Ok(Self(None));
+        }
+        // SAFETY: the mapping is read-only and private to this value. That nobody changes the file is the documented duty of
+        // whoever opens it; no library can enforce it.
+        let map = unsafe { memmap2::Mmap::map(file)? };
+        Ok(Self(Some(map)))
+    }
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+/// A run of guest-physical memory that lies in one run of bytes of a backing store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where the memory is in the guest.
+    pub region: Region,
+    /// Where its first byte is in the backing store.
+    pub offset: u64,
+}
+
+/// Guest RAM mapped into this process. Cloning is cheap; the memory stays mapped until the last clone is gone.
+#[derive(Clone)]
+pub struct GuestMapping {
+    /// The largest region by itself: nearly every read ends here.
+    largest: MappedRegion,
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone, Copy)]
+struct MappedRegion {
+    start: u64,
+    len: u64,
+    host: *const u8,
+}
+
+struct Shared {
+    /// Ascending, disjoint; each within what `keep_alive` keeps mapped.
+    regions: Vec<MappedRegion>,
+    liveness: Liveness,
+    _keep_alive: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the pointers are only read through, by volatile loads or, where memory is frozen, as shared slices. What they
+// point at stays mapped as long as `_keep_alive` lives, whichever thread drops it.
+unsafe impl Send for MappedRegion {}
+// SAFETY: as above; concurrent reads need no more.
+unsafe impl Sync for MappedRegion {}
+
+impl MappedRegion {
+    const NONE: Self = Self { start: 0, len: 0, host: core::ptr::null() };
+
+    /// The host address of `len` bytes at `at`, if all of them are in this region.
+    #[inline(always)]
+    fn locate(&self, at: PhysAddr, len: usize) -> Option<*const u8> {
+        let last = self.len.checked_sub(len as u64)?;
+        let offset = at.get().wrapping_sub(self.start);
+        // `offset <= last` bounds the offset by the region's length, which is a length in this process's memory.
+        (offset <= last).then(|| self.host.wrapping_add(offset as usize))
+    }
+}
+
+impl GuestMapping {
+    /// Maps `pieces` of a store whose bytes do not change. Pieces must not overlap each other in the guest; several may show the same
+    /// bytes.
+    ///
+    /// # Errors
+    /// The first piece that reaches beyond the store or overlaps another.
+    pub fn frozen<B>(store: Arc<B>, pieces: &[Piece]) -> Result<Self, PieceError>
+    where
+        B: AsRef<[u8]> + Send + Sync + 'static,
+    {
+        // The reference is taken once: what it points at lives as long as the store, which `_keep_alive` holds.
+        let bytes: &[u8] = (*store).as_ref();
+        let mut regions = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            let part = usize::try_from(piece.offset)
+                .ok()
+                .zip(usize::try_from(piece.region.len()).ok())
+                .and_then(|(offset, len)| bytes.get(offset..offset.checked_add(len)?))
+                .ok_or(PieceError::Beyond { piece: *piece, store: bytes.len() as u64 })?;
+            regions.push(MappedRegion { start: piece.region.start().get(), len: piece.region.len(), host: part.as_ptr() });
+        }
+        regions.sort_by_key(|region| region.start);
+        for pair in regions.windows(2) {
+            if let [low, high] = pair
+                && high.start.wrapping_sub(low.start) < low.len
+            {
+                return Err(PieceError::Overlap { at: PhysAddr::new(high.start) });
+            }
+        }
+        Ok(Self::from_regions(regions, Liveness::Frozen, store))
+    }
+
+    /// A mapping of nothing: every read through it finds a hole.
+    pub fn empty() -> Self {
+        Self::from_regions(Vec::new(), Liveness::Frozen, Arc::new(()))
+    }
+
+    fn from_regions(regions: Vec<MappedRegion>, liveness: Liveness, keep_alive: Arc<dyn Any + Send + Sync>) -> Self {
+        let largest = regions.iter().max_by_key(|region| region.len).copied().unwrap_or(MappedRegion::NONE);
+        Self { largest, shared: Arc::new(Shared { regions, liveness, _keep_alive: keep_alive }) }
+    }
+
+    /// The guest-physical memory that is mapped.
+    pub fn memory_map(&self) -> MemoryMap {
+        MemoryMap::new(self.shared.regions.iter().filter_map(|r| Region::new(PhysAddr::new(r.start), r.len)))
+    }
+
+    /// Fills `buf` from guest-physical `at`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Hole`](crate::ErrorKind::Hole) at the first address that is not mapped; the bytes before it are good.
+    #[inline(always)]
+    pub fn read_into(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        if self.read_at_once(at, buf) { Ok(()) } else { self.read_by_region(at, buf) }
+    }
+
+    /// Fills `buf` if the largest region holds all of it; else does nothing and says `false`.
+    #[inline(always)]
+    pub(crate) fn read_at_once(&self, at: PhysAddr, buf: &mut [u8]) -> bool {
+        match self.largest.locate(at, buf.len()) {
+            Some(host) => {
+                // SAFETY: `locate` found all of `buf.len()` bytes in a region, and regions are readable while `self` lives.
+                unsafe { copy::copy_volatile(host, buf) };
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A read that is not within the largest region: elsewhere, across regions, or into a hole.
+    #[cold]
+    pub(crate) fn read_by_region(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        let mut done = 0usize;
+        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let here = at.checked_add(done as u64).ok_or_else(|| crate::Address::out_of_range(at, rest.len()).after(done))?;
+            let region = self.region_at(here).ok_or_else(|| Error::hole(here).after(done))?;
+            let offset = here.get().wrapping_sub(region.start);
+            let len = usize::try_from(region.len.wrapping_sub(offset)).unwrap_or(usize::MAX).min(rest.len());
+            let (part, _) = rest.split_at_mut(len);
+            // SAFETY: `offset` is below the region's length and `len` at most what is left behind it.
+            unsafe { copy::copy_volatile(region.host.add(offset as usize), part) };
+            done = done.saturating_add(len);
+        }
+        Ok(())
+    }
+
+    fn region_at(&self, at: PhysAddr) -> Option<MappedRegion> {
+        let regions = &self.shared.regions;
+        let index = regions.partition_point(|region| region.start <= at.get()).checked_sub(1)?;
+        regions.get(index).copied().filter(|region| region.locate(at, 1).is_some())
+    }
+
+    /// Lends `len` bytes at `at`, if the memory is frozen and one region holds all of them.
+    pub fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {
+        if self.shared.liveness != Liveness::Frozen {
+            return None;
+        }
+        let host = self.largest.locate(at, len).or_else(|| self.region_at(at)?.locate(at, len))?;
+        if len == 0 {
+            return Some(&[]);
+        }
+        // SAFETY: `locate` found the bytes in a region that is mapped while `self` lives, and a frozen store does not change.
+        Some(unsafe { core::slice::from_raw_parts(host, len) })
+    }
+}
+
+impl fmt::Debug for GuestMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestMapping").field("memory_map", &self.memory_map()).field("liveness", &self.shared.liveness).finish()
+    }
+}
+
+/// A piece that cannot be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PieceError {
+    /// The piece reaches beyond the store.
+    #[error("guest memory at {} should lie at {:#x}..{:#x} of a store of {store:#x} bytes", piece.region.start(), piece.offset, piece.offset.saturating_add(piece.region.len()))]
+    Beyond {
+        /// The piece.
+        piece: Piece,
+        /// Bytes in the store.
+        store: u64,
+    },
+    /// Two pieces claim the same guest memory.
+    #[error("two pieces claim guest-physical address {at}")]
+    Overlap {
+        /// The first address of the higher piece.
+        at: PhysAddr,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    fn piece(start: u64, len: u64, offset: u64) -> Piece {
+        Piece { region: Region::new(PhysAddr::new(start), len).unwrap(), offset }
+    }
+
+    fn counting(len: usize) -> Arc<Vec<u8>> {
+        Arc::new((0..len).map(|i| i as u8).collect())
+    }
+
+    #[test]
+    fn reads_cross_regions_and_stop_at_holes() {
+        let map = GuestMapping::frozen(counting(300), &[piece(0x1000, 100, 0), piece(0x1064, 100, 200), piece(0x9000, 10, 50)])
+            .unwrap();
+        let mut buf = [0; 8];
+        map.read_into(PhysAddr::new(0x1060), &mut buf).unwrap();
+        assert_eq!(buf, [96, 97, 98, 99, 200, 201, 202, 203]);
+        let error = map.read_into(PhysAddr::new(0x9007), &mut buf).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Hole { at } if *at == PhysAddr::new(0x900a)));
+        assert_eq!((error.done(), &buf[..3]), (3, &[57u8, 58, 59][..]));
+        assert!(map.slice(PhysAddr::new(0x1060), 8).is_none());
+        assert_eq!(map.slice(PhysAddr::new(0x9002), 2), Some(&[52u8, 53][..]));
+    }
+
+    #[test]
+    fn the_end_of_the_address_range_is_an_error() {
+        let map = GuestMapping::frozen(counting(16), &[piece(u64::MAX - 16, 16, 0)]).unwrap();
+        let mut buf = [0; 32];
+        let error = map.read_into(PhysAddr::new(u64::MAX - 16), &mut buf).unwrap_err();
+        assert_eq!(error.done(), 16);
+        assert!(map.read_into(PhysAddr::new(u64::MAX), &mut buf).is_err());
+        assert!(GuestMapping::empty().read_into(PhysAddr::ZERO, &mut buf).is_err());
+        GuestMapping::empty().read_into(PhysAddr::ZERO, &mut []).unwrap();
+    }
+
+    #[test]
+    fn lying_pieces_are_refused() {
+        assert!(matches!(GuestMapping::frozen(counting(16), &[piece(0, 17, 0)]), Err(PieceError::Beyond { .. })));
+        assert!(matches!(GuestMapping::frozen(counting(16), &[piece(0, 8, u64::MAX)]), Err(PieceError::Beyond { .. })));
+        assert!(matches!(
+            GuestMapping::frozen(counting(16), &[piece(0, 8, 0), piece(7, 8, 0)]),
+            Err(PieceError::Overlap { at }) if at == PhysAddr::new(7)
+        ));
+    }
+}

@@ -1,0 +1,7 @@
+//! What is known of a kernel's symbols and types, wherever it came from.
+
+mod symbols;
+mod types;
+
+pub use symbols::{Symbol, Symbols, SymbolsBuilder};
+pub use types::{Field, Member, Structure, Type, TypeId, TypeSource};

@@ -1,0 +1,188 @@
+//! The handle on one machine.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::page_cache::{PageCache, PageCacheCounters};
+use crate::{
+    AddressSpace, Architecture, Control, Driver, GuestMapping, Liveness, MachineInfo, Memory, PhysAddr, ReadOp, Result, VcpuId,
+    Vcpus, WriteMemory,
+};
+
+/// Pages that a [`Vmi`] over a back end without mapped memory keeps at most, in bytes.
+const PAGE_CACHE_BYTES: u64 = 32 << 20;
+
+/// One machine: a running guest or a memory image. All reading starts here.
+///
+/// As [`Memory`], it is the guest-physical memory. A `Vmi` is `Send + Sync` if its driver is, and takes `&self` everywhere:
+/// one handle serves many threads.
+///
+/// ```
+/// use vmi_core::{Memory, PhysAddr, Vmi};
+/// # use vmi_core::synthetic::SyntheticDriver;
+/// # fn main() -> vmi_core::Result<()> {
+/// let vmi = Vmi::new(SyntheticDriver::new([(PhysAddr::new(0x1000), b"hello".to_vec())]));
+/// let byte: u8 = vmi.read(PhysAddr::new(0x1001))?;
+/// assert_eq!(byte, b'e');
+/// assert!(vmi.read::<u64>(PhysAddr::new(0x1001)).is_err());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Vmi<D: Driver> {
+    /// Mapped guest RAM, empty if the driver has none. First, as every read looks here.
+    ram: GuestMapping,
+    frozen: bool,
+    mapped: bool,
+    /// Counts what this handle did to the guest, on top of the driver's own epoch.
+    changes: AtomicU64,
+    cache: PageCache,
+    driver: D,
+}
+
+impl<D: Driver> Vmi<D> {
+    /// A handle over `driver`.
+    pub fn new(driver: D) -> Self {
+        Self::with_page_cache(driver, PAGE_CACHE_BYTES)
+    }
+
+    /// A handle whose page cache holds at most `bytes`. It is used only with a driver that does not map memory, and only
+    /// while the memory holds still.
+    pub fn with_page_cache(driver: D, bytes: u64) -> Self {
+        let mapping = driver.mapping().cloned();
+        Self {
+            mapped: mapping.is_some(),
+            ram: mapping.unwrap_or_else(GuestMapping::empty),
+            frozen: driver.machine().liveness == Liveness::Frozen,
+            changes: AtomicU64::new(0),
+            cache: PageCache::new(bytes),
+            driver,
+        }
+    }
+
+    /// The back end.
+    pub fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    /// Name, memory map, liveness and notes of the machine.
+    pub fn machine(&self) -> &MachineInfo {
+        self.driver.machine()
+    }
+
+    /// Says whether memory holds still: see [`Driver::epoch`]. What this handle itself changes counts as a change.
+    #[inline]
+    pub fn epoch(&self) -> Option<u64> {
+        if self.frozen {
+            return Some(0);
+        }
+        let epoch = self.driver.epoch()?;
+        // Both counters only grow, so the sum returns to a value only if neither changed.
+        Some(epoch.wrapping_add(self.changes.load(Ordering::Acquire)))
+    }
+
+    /// The address space whose page tables start at `root`.
+    pub fn address_space(&self, root: PhysAddr, mode: <D::Arch as Architecture>::Paging) -> AddressSpace<'_, D> {
+        AddressSpace::new(self, root, mode)
+    }
+
+    /// How the page cache has fared. All zero where memory is mapped: the fast path has no cache.
+    pub fn page_cache_counters(&self) -> PageCacheCounters {
+        self.cache.counters()
+    }
+
+    /// A read that the largest mapped region does not hold.
+    #[inline(never)]
+    fn read_elsewhere(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        if self.mapped {
+            // What no region covers may still be readable through the driver: zero-filled parts, device memory.
+            return self.ram.read_by_region(at, buf).or_else(|_| self.driver.read(at, buf));
+        }
+        match self.epoch() {
+            Some(epoch) => self.cache.read(&self.driver, epoch, at, buf),
+            None => self.driver.read(at, buf),
+        }
+    }
+}
+
+impl<D: Vcpus> Vmi<D> {
+    /// The registers of one vCPU.
+    ///
+    /// # Errors
+    /// As [`Vcpus::registers`].
+    pub fn registers(&self, vcpu: VcpuId) -> Result<<D::Arch as Architecture>::Registers> {
+        self.driver.registers(vcpu)
+    }
+}
+
+impl<D: WriteMemory> Vmi<D> {
+    /// Writes `data` to guest-physical memory at `at`. What was cached of the guest is forgotten.
+    ///
+    /// # Errors
+    /// As [`WriteMemory::write`].
+    pub fn write(&self, at: PhysAddr, data: &[u8]) -> Result<()> {
+        let written = self.driver.write(at, data);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        written
+    }
+}
+
+impl<D: Control> Vmi<D> {
+    /// Stops the guest until the guard is dropped. Guards nest.
+    ///
+    /// # Errors
+    /// As [`Control::pause`].
+    pub fn pause(&self) -> Result<Paused<'_, D>> {
+        self.driver.pause()?;
+        Ok(Paused { vmi: self })
+    }
+}
+
+/// The guest stands still while this lives.
+#[must_use = "the guest runs on when this is dropped"]
+pub struct Paused<'v, D: Control> {
+    vmi: &'v Vmi<D>,
+}
+
+impl<D: Control> Drop for Paused<'_, D> {
+    fn drop(&mut self) {
+        self.vmi.changes.fetch_add(1, Ordering::AcqRel);
+        if let Err(error) = self.vmi.driver.resume() {
+            tracing::error!(%error, machine = %self.vmi.machine().name, "the guest could not be resumed");
+        }
+    }
+}
+
+impl<D: Control> fmt::Debug for Paused<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Paused").field("machine", &self.vmi.machine().name).finish()
+    }
+}
+
+impl<D: Driver> Memory for Vmi<D> {
+    type Addr = PhysAddr;
+
+    #[inline]
+    fn read_into(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        if self.ram.read_at_once(at, buf) { Ok(()) } else { self.read_elsewhere(at, buf) }
+    }
+
+    fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {
+        if self.mapped || self.epoch().is_some() {
+            for op in ops {
+                op.result = self.read_into(op.at, op.buf);
+            }
+        } else {
+            self.driver.read_batch(ops);
+        }
+    }
+
+    fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {
+        self.ram.slice(at, len)
+    }
+}
+
+impl<D: Driver> fmt::Debug for Vmi<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vmi").field("machine", self.machine()).field("mapped", &self.mapped).finish_non_exhaustive()
+    }
+}

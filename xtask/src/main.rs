@@ -1,0 +1,2 @@
+//! Tasks of the vmi workspace.
+fn main() {}
