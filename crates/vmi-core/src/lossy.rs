@@ -2,24 +2,23 @@
 
 use std::ops::Range;
 
-use crate::{Address, Memory, PAGE_SIZE, Result};
+use crate::{Address, Memory, Result};
 
-/// See [`Memory::read_lossy`]. Absent memory is padded to the next 4 KiB boundary, as a page is the least that can be absent
-/// from an address space; where a region ends within a page, that page's rest is absent.
+/// See [`Memory::read_lossy`].
 pub(crate) fn read_lossy<M: Memory + ?Sized>(memory: &M, at: M::Addr, buf: &mut [u8]) -> Result<Vec<Range<usize>>> {
     let len = buf.len();
+    let address = |offset: usize| at.checked_add(offset as u64).ok_or_else(|| at.out_of_range(len).after(offset));
     let mut padded: Vec<Range<usize>> = Vec::new();
     let mut done = 0usize;
     while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let here = at.checked_add(done as u64).ok_or_else(|| at.out_of_range(len).after(done))?;
-        let Err(error) = memory.read_into(here, rest) else { break };
+        let Err(error) = memory.read_into(address(done)?, rest) else { break };
         if !error.is_absent() {
             return Err(error.after(done));
         }
         let missing = done.saturating_add(error.done());
-        let in_page = at.get().wrapping_add(missing as u64) % PAGE_SIZE;
-        let to_boundary = usize::try_from(PAGE_SIZE.wrapping_sub(in_page)).unwrap_or(usize::MAX);
-        let end = missing.saturating_add(to_boundary).min(len);
+        let next = memory.next_present(address(missing)?).and_then(|next| next.get().checked_sub(at.get()));
+        // An implementation that does not move on would never end.
+        let end = next.map_or(len, |next| usize::try_from(next).unwrap_or(usize::MAX)).clamp(missing.saturating_add(1), len);
         if let Some(gap) = buf.get_mut(missing..end) {
             gap.fill(0);
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{Address, Cursor, ReadOp, Result, strings};
+use crate::{Address, Cursor, PAGE_SIZE, ReadOp, Result, strings};
 
 /// Memory that can be read: a whole machine by physical address ([`Vmi`](crate::Vmi)), or one address space by
 /// virtual address ([`AddressSpace`](crate::AddressSpace)).
@@ -27,6 +27,11 @@ pub trait Memory {
         for op in ops {
             op.result = self.read_into(op.at, op.buf);
         }
+    }
+
+    /// For an address that is absent: the next one that may be present, and before which nothing is. `None` if there is none.
+    fn next_present(&self, at: Self::Addr) -> Option<Self::Addr> {
+        at.checked_add(PAGE_SIZE.wrapping_sub(at.get() % PAGE_SIZE))
     }
 
     /// Lends `len` bytes at `at` without copying: only where the source is frozen and mapped, and the range contiguous.

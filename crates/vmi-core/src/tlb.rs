@@ -5,9 +5,9 @@
 //! meets another write is dropped: the cache may forget, never lie.
 
 #[cfg(not(loom))]
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::{Access, PAGE_SIZE, PhysAddr, Translation, VirtAddr};
 
@@ -55,10 +55,9 @@ impl Tlb {
         let page = at.get() / PAGE_SIZE;
         let slot = self.slot(page)?;
         let before = slot.sequence.load(Ordering::Acquire);
-        let entry = slot.entry.load(Ordering::Relaxed);
-        let same = slot.page.load(Ordering::Relaxed) == page && slot.epoch.load(Ordering::Relaxed) == epoch;
-        // Orders the loads above before the second look at the sequence.
-        fence(Ordering::Acquire);
+        // Acquire, with the release stores of `insert`: whoever sees a word of a new entry also sees the odd sequence below.
+        let entry = slot.entry.load(Ordering::Acquire);
+        let same = slot.page.load(Ordering::Acquire) == page && slot.epoch.load(Ordering::Acquire) == epoch;
         let after = slot.sequence.load(Ordering::Relaxed);
         (same && before == after && before & 1 == 0 && before != 0).then(|| unpack(entry, at))
     }
@@ -70,14 +69,13 @@ impl Tlb {
         let Some(slot) = self.slot(page) else { return };
         let before = slot.sequence.load(Ordering::Relaxed);
         let odd = before.wrapping_add(1) | 1;
-        if before & 1 == 1 || slot.sequence.compare_exchange(before, odd, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        // Acquire: the stores below come after those of whoever wrote the slot before.
+        if before & 1 == 1 || slot.sequence.compare_exchange(before, odd, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return; // another thread is writing this slot
         }
-        // Orders the odd sequence before the stores below.
-        fence(Ordering::Release);
-        slot.page.store(page, Ordering::Relaxed);
-        slot.epoch.store(epoch, Ordering::Relaxed);
-        slot.entry.store(pack(translation), Ordering::Relaxed);
+        slot.page.store(page, Ordering::Release);
+        slot.epoch.store(epoch, Ordering::Release);
+        slot.entry.store(pack(translation), Ordering::Release);
         // Zero would say that the slot was never written, so the count passes over it.
         slot.sequence.store(odd.wrapping_add(1).max(2), Ordering::Release);
     }
@@ -138,7 +136,8 @@ mod tests {
     }
 }
 
-/// Every interleaving of two writers and a reader of one slot: run with `RUSTFLAGS="--cfg loom" cargo test -p vmi-core --lib tlb`.
+/// Interleavings of two writers and a reader of one slot with up to three preemptions:
+/// `RUSTFLAGS="--cfg loom" cargo test -p vmi-core --release --lib tlb`.
 #[cfg(all(test, loom))]
 mod interleavings {
     use super::*;
@@ -151,7 +150,9 @@ mod interleavings {
 
     #[test]
     fn a_reader_sees_whole_entries_only() {
-        loom::model(|| {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
             let tlb = Arc::new(Tlb::new());
             let writers: Vec<_> = [1u64, 2]
                 .map(|page| {

@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::page_cache::{PageCache, PageCacheCounters};
 use crate::{
-    AddressSpace, Architecture, Control, Driver, GuestMapping, Liveness, MachineInfo, Memory, PhysAddr, ReadOp, Result, VcpuId,
-    Vcpus, WriteMemory,
+    AddressSpace, Architecture, Control, Driver, GuestMapping, Liveness, MachineInfo, Memory, PAGE_SIZE, PhysAddr, ReadOp,
+    Result, VcpuId, Vcpus, WriteMemory,
 };
 
 /// Pages that a [`Vmi`] over a back end without mapped memory keeps at most, in bytes.
@@ -173,6 +173,14 @@ impl<D: Driver> Memory for Vmi<D> {
             }
         } else {
             self.driver.read_batch(ops);
+        }
+    }
+
+    fn next_present(&self, at: PhysAddr) -> Option<PhysAddr> {
+        match self.machine().memory.region_from(at)?.start() {
+            // The memory map has it, but it could not be read: a page that the source left out.
+            start if start <= at => at.page().checked_add(PAGE_SIZE),
+            start => Some(start),
         }
     }
 
