@@ -1,1 +1,19 @@
-//! Fuzz targets of the vmi workspace.
+//! Fuzz targets: one for every parser of bytes that a guest or a file controls.
+//!
+//! A target takes any bytes and must return: no panic, no long run, no large allocation. `cargo run -p vmi-fuzz --release -- all` replays
+//! and mutates the corpus on a stable toolchain; `fuzz/libfuzzer` has the same targets for cargo-fuzz.
+
+mod targets;
+
+pub use targets::TARGETS;
+
+/// A fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Name, also of its folder in the corpus.
+    pub name: &'static str,
+    /// What it feeds.
+    pub about: &'static str,
+    /// Runs it on an input.
+    pub run: fn(&[u8]),
+}

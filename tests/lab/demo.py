@@ -30,9 +30,9 @@ other target is named, and tests compare what it says with `processes.tsv`.
 | SHA-256, compressed | `{compressed}` |
 | SHA-256, raw | `{plain}` |
 
-It was booted under QEMU ({qemu}) by `tests/lab`, as the guest `{guest}`. The first process of the guest, a shell script
-(`tests/lab/init`), started everything else that is in the list and then wrote down what the guest's own /proc said. Then the
-machine was stopped and its memory saved. `tests/lab/demo.py` did two more things:
+It was booted under {qemu} by `tests/lab`, as the guest `{guest}`.
+The first process of the guest, a shell script (`tests/lab/init`), started all other programs and then wrote down what the guest's own /proc
+said. Then the machine was stopped and its memory saved. `tests/lab/demo.py` did two more things:
 
 - it zeroed the kernel's machine code, the physical range {start:#x}-{last:#x}, but for its first page. All else is as it was: data,
   read-only data with the symbol table and type information, page tables, and the pages of processes. Free memory was filled
@@ -125,7 +125,7 @@ def main(directory, output):
         file=image.name, size=len(memory), start=start, last=last,
         compressed=hashlib.sha256(image.read_bytes()).hexdigest(), plain=hashlib.sha256(memory).hexdigest(),
         sources="\n".join(sources(table("guests.tsv")[facts["guest"]][2], facts["arch"])), **{
-            key: facts[key] for key in ("guest", "release", "arch", "append", "qemu")}))
+            key: facts[key].replace(" emulator version", "") for key in ("guest", "release", "arch", "append", "qemu")}))
     print(f"{image}: {size:,} bytes, {len(rows)} processes")
 
 

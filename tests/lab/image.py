@@ -43,6 +43,8 @@ def main(name, directory, key, *formats):
                 raise
             print(f"{name}: {error}\n{name}: starting it again", file=sys.stderr)
     (part / "stamp").write_text(key + "\n")
+    for interruption in signal.SIGTERM, signal.SIGINT:  # not between the two renames
+        signal.signal(interruption, signal.SIG_IGN)
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():

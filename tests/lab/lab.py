@@ -24,6 +24,7 @@ TOOLS = {QEMU: "qemu-system-x86", "gcc": "gcc", "apt-get": "apt", "dpkg-deb": "d
 MOVING = ("sid", "experimental")  # suites whose kernel may be missing for a while
 FETCH_ATTEMPTS = 3
 running = []
+stopping = False
 
 
 def arguments():
@@ -96,13 +97,17 @@ def fetch(kernel):
         done = subprocess.run([HERE / "kernels.sh", kernel], capture_output=True, text=True)
         if done.returncode == 0:
             return None
-    return (done.stderr.strip() or "unknown error").splitlines()[-1]
+    trouble = (done.stderr.strip() or "unknown error").splitlines()[-1]
+    say(f"{kernel}: {trouble}")
+    return trouble
 
 
 def image(row, formats, qemu):
     """Boot one guest and take its image; return its line of the report and whether it went well."""
     name = row[0]
     began = time.monotonic()
+    if stopping:
+        return f"{name}: not started", False
     child = subprocess.Popen(
         [sys.executable, HERE / "image.py", name, CACHE / "images" / name, key(row, formats, qemu), *formats],
         stdout=subprocess.PIPE, text=True)
@@ -117,12 +122,11 @@ def image(row, formats, qemu):
 
 
 def stop(*_):
-    """End what was started: each image.py stops its guest."""
+    """End what was started: each image.py stops its guest. The pool then has nothing left to do."""
+    global stopping
+    stopping = True
     for child in running:
         child.terminate()
-    for child in list(running):
-        child.wait()
-    os._exit(130)
 
 
 def main():
@@ -139,13 +143,15 @@ def main():
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     held = lock()
+    for left in (CACHE / "images").glob(".*"):  # of a run that was killed
+        shutil.rmtree(left)
     passed, failed, skipped = 0, 0, 0
     troubles = {kernel: fetch(kernel) for kernel in dict.fromkeys(row[2] for row in rows)}
     wanted = []
     for row in rows:
         if trouble := troubles[row[2]]:
             moving = table("kernels.tsv")[row[2]][2] in MOVING
-            say(f"{row[0]}: {'skipped' if moving else 'FAILED'}: kernel {row[2]} could not be fetched: {trouble}")
+            say(f"{'skipped' if moving else 'FAILED'}: {row[0]}: no kernel {row[2]}: {trouble}")
             skipped, failed = skipped + moving, failed + (not moving)
         elif not given.force and up_to_date(row, formats, qemu):
             passed += 1
@@ -161,8 +167,9 @@ def main():
             passed, failed = passed + good, failed + (not good)
     held.close()
     say(f"lab: {passed} passed, {failed} failed, {skipped} skipped")
-    return 1 if failed else 0
+    return 130 if stopping else 1 if failed else 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

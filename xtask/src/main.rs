@@ -1,2 +1,62 @@
-//! Tasks of the vmi workspace.
-fn main() {}
+//! The project's tasks, as `cargo xtask <task>`.
+#![forbid(unsafe_code)]
+
+mod prerequisites;
+mod report;
+mod step;
+mod tasks;
+mod test_output;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Tasks of the project.
+
+Usage: cargo xtask <task> [arguments]
+
+Tasks:
+  test               everything that a change must pass; the images of the guest lab are made once and then kept
+  lab [arguments]    make images of the lab's guests: arguments as of tests/lab/lab.py
+  check              formatting, lints, documentation, dependencies; no guests
+  fuzz [seconds]     each fuzz target for a while (default 5 seconds) from its committed corpus
+  demo               boot the demo's guest anew and write demo/
+
+Examples:
+  cargo xtask test
+  cargo xtask lab --list
+  cargo xtask lab x64-6.1 'x86-*'
+  cargo xtask lab --all --jobs 1
+  cargo xtask fuzz 600
+
+The lab keeps its kernels and images below $VMI_LAB_CACHE (default ~/.cache/vmi-lab).
+Exit code: 0 all passed, 1 something failed, 2 wrong usage, 3 a prerequisite is missing.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        ["test"] => tasks::test(),
+        ["lab", rest @ ..] => tasks::lab(rest),
+        ["check"] => tasks::check(),
+        ["fuzz"] => tasks::fuzz("5"),
+        ["fuzz", seconds] if seconds.parse::<u32>().is_ok() => tasks::fuzz(seconds),
+        ["demo"] => tasks::demo(),
+        ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(missing) => {
+            eprintln!("{missing}");
+            ExitCode::from(3)
+        }
+    }
+}

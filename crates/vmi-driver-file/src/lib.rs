@@ -1,1 +1,49 @@
-//! Placeholder
+//! Memory images for the vmi workspace: files that hold the frozen memory of a machine.
+//!
+//! [`ImageDriver::open`] finds out from the content what a file is, maps it, and shows it as a
+//! [`Driver`](vmi_core::Driver). Nothing is read as a whole. A file packed with zstd or gzip is unpacked once into an unnamed temporary
+//! file that is gone when the driver is.
+//!
+//! | format | modules | what it brings beside memory |
+//! |---|---|---|
+//! | raw, optionally with a map | `format/raw.rs` | nothing |
+//! | LiME, and AVML version 1, which is the same | `format/lime.rs` | nothing |
+//! | ELF core of QEMU, kdump (`/proc/vmcore`), VirtualBox | `format/elf/` | registers, VMCOREINFO |
+//!
+//! Others are recognised and refused with the advice what to do ([`OpenError::NotSupported`]).
+
+//!
+//! ```
+//! use vmi_core::{Memory, PhysAddr, Vmi};
+//! use vmi_driver_file::{Format, ImageDriver};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().join("guest.raw");
+//! # std::fs::write(&path, vec![7; 8192])?;
+//! let vmi = Vmi::new(ImageDriver::open(&path)?);
+//! assert_eq!(vmi.driver().format(), Format::Raw);
+//! assert_eq!(vmi.read::<u8>(PhysAddr::new(0x1000))?, 7);
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
+
+mod claims;
+mod driver;
+mod error;
+mod format;
+mod image;
+mod options;
+mod raw_map;
+mod sniff;
+mod sparse;
+mod unpack;
+
+pub use driver::ImageDriver;
+pub use error::{FormatError, OpenError};
+pub use options::OpenOptions;
+pub use raw_map::{RawMap, RawMapError};
+pub use sniff::Format;
+pub use unpack::Compression;

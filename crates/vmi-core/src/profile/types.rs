@@ -102,6 +102,12 @@ pub trait TypeSource: fmt::Debug + Send + Sync {
     /// The structure or union of this tag.
     fn find(&self, name: &str) -> Option<TypeId>;
 
+    /// The enumeration of this tag; `None` too if the source does not describe enumerations.
+    fn find_enumeration(&self, name: &str) -> Option<TypeId> {
+        let _ = name;
+        None
+    }
+
     /// The type of this number.
     ///
     /// # Errors
@@ -152,6 +158,18 @@ impl dyn TypeSource + '_ {
             };
         }
         Err(missing())
+    }
+
+    /// The value of the constant `name` of the enumeration `enumeration`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoType`] if the enumeration or its constant does not exist.
+    pub fn constant(&self, enumeration: &str, name: &str) -> Result<i64> {
+        let constant = match self.find_enumeration(enumeration).map(|id| self.get(id)).transpose()? {
+            Some(Type::Enumeration { values, .. }) => values.into_iter().find(|(other, _)| other == name),
+            _ => None,
+        };
+        constant.map(|(_, value)| value).ok_or_else(|| self.missing(&format!("{enumeration}.{name}")))
     }
 
     /// The type behind all aliases and qualifiers.

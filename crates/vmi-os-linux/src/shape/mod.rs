@@ -1,1 +1,111 @@
-//! Placeholder.
+//! Kernels that describe themselves by nothing: `init_task` found by content, and the few offsets that are needed inferred by shape.
+//!
+//! Debian's i386 kernels, for one, carry no BTF, and their kallsyms hold text only. Each member is found by what its values are in
+//! all tasks of the machine and must be the only one that looks like it; what is in doubt is left out and named in
+//! [`Inferred::remarks`]. Kernels whose structures are shuffled (`CONFIG_RANDSTRUCT`) are not understood.
+
+mod findings;
+mod page_tables;
+mod sample;
+mod search;
+mod task_fields;
+mod task_list;
+mod tasks;
+mod types;
+mod view;
+
+use vmi_arch_x86::{PagingMode, X86Driver};
+use vmi_core::{PhysAddr, Symbols, VirtAddr, Vmi};
+
+pub use types::InferredTypes;
+
+use findings::Findings;
+use tasks::Tasks;
+use types::Kind;
+
+/// What is known of the kernel beforehand. All of it may be missing.
+#[derive(Clone, Copy, Debug)]
+pub struct Hints<'a> {
+    /// The symbols that are known: none, text only, or all.
+    pub symbols: &'a Symbols,
+    /// Bytes in a pointer of the kernel, 4 or 8.
+    pub pointer_size: Option<usize>,
+    /// The kernel's paging mode and the root of its page tables.
+    pub tables: Option<(PagingMode, PhysAddr)>,
+}
+
+impl Hints<'_> {
+    fn widths(&self) -> impl Iterator<Item = u64> {
+        let known = self.tables.map(|(mode, _)| vmi_core::Paging::pointer_size(mode)).or(self.pointer_size);
+        [8usize, 4].into_iter().filter(move |width| known.is_none_or(|known| known == *width)).map(|width| width as u64)
+    }
+}
+
+/// What inference found.
+#[derive(Debug)]
+pub struct Inferred {
+    /// The members that could be found out.
+    pub types: InferredTypes,
+    /// Symbols that no table named, with their addresses.
+    pub symbols: Vec<(String, VirtAddr)>,
+    /// The kernel's paging mode.
+    pub mode: PagingMode,
+    /// The root of the kernel's own page tables.
+    pub root: PhysAddr,
+    /// How this was found, and what could not be: one sentence each.
+    pub remarks: Vec<String>,
+}
+
+/// Why nothing could be inferred.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShapeError {
+    /// No list of tasks.
+    #[error(
+        "of {names} places named as the first idle task{} none leads to a closed list of tasks{}",
+        if *.more { " (more were not looked at)" } else { "" },
+        if *.exhausted { "; the search was given up after too many list nodes" } else { "" }
+    )]
+    NoTaskList {
+        /// How many places hold the name of the first idle task.
+        names: usize,
+        /// There are more places like that than were looked at.
+        more: bool,
+        /// The bound on visited list nodes was reached.
+        exhausted: bool,
+    },
+    /// The list of tasks was found, but not where in a task it is.
+    #[error("the list of tasks was found, but no member of the first three names their parent: is the structure shuffled?")]
+    NoBase,
+    /// No page-table root that maps the tasks where they are.
+    #[error("the tasks were found, but no page tables that map them")]
+    NoPageTables,
+}
+
+/// Finds `init_task` by content, and infers by shape what the kernel does not describe.
+///
+/// # Errors
+/// What was found missing: see [`ShapeError`].
+pub fn infer<D: X86Driver>(vmi: &Vmi<D>, hints: &Hints<'_>) -> Result<Inferred, ShapeError> {
+    let list = task_list::find(vmi, hints)?;
+    let tasks = Tasks::read(&list)?;
+    let mut findings = Findings::new(list.view.width());
+    let mm = task_fields::infer(&list.view, &tasks, &mut findings);
+    let spaces = page_tables::find(vmi, &list.view, &tasks, &mm).ok_or(ShapeError::NoPageTables)?;
+    findings.add("task_struct", "mm", spaces.mm, Kind::Pointer);
+    findings.add("task_struct", "active_mm", spaces.mm.saturating_add(tasks.sample.width), Kind::Pointer);
+    findings.add("mm_struct", "pgd", spaces.pgd, Kind::Pointer);
+    findings.symbols.push(("init_task".to_owned(), VirtAddr::new(tasks.init_task())));
+    let root = match hints.tables {
+        Some((_, root)) => root,
+        None => spaces.init_root(&list.view).ok_or(ShapeError::NoPageTables)?,
+    };
+    let mut remarks = vec![format!(
+        "the kernel describes itself by nothing: its tasks were found by content and its structures inferred by shape, from {} tasks",
+        tasks.sample.objects.len()
+    )];
+    if !findings.missing.is_empty() {
+        remarks.push(format!("not inferred: {}", findings.missing.join(", ")));
+    }
+    Ok(Inferred { types: findings.types, symbols: findings.symbols, mode: spaces.mode, root, remarks })
+}

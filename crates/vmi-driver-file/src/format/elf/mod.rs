@@ -1,0 +1,152 @@
+//! ELF core files of whole machines, as QEMU (`dump-guest-memory`), kdump (`/proc/vmcore`, `makedumpfile -E`) and VirtualBox
+//! (`VBoxManage debugvm dumpvmcore`) write them.
+//!
+//! Layout: System V ABI, "Program Header" and "Note Section"; more than 65,534 program headers as in elf(5), `PN_XNUM`. Memory is in
+//! the `PT_LOAD` segments, at their *physical* addresses. A segment may be longer in memory than in the file; the rest of it is zero.
+//! `makedumpfile -E` leaves excluded pages out that way too, and those read as zero then.
+//!
+//! Several segments may show the same memory: `/proc/vmcore` stores the kernel's text twice, and QEMU with `paging=on` writes one
+//! segment for each virtual mapping. The first segment in the file holds.
+//!
+//! QEMU also writes the BIOS ROM, at 0xfffc0000 on usual machines, which images of RAM alone lack. It is readable memory here.
+
+mod notes;
+mod prstatus;
+mod qemu;
+mod virtualbox;
+
+use object::LittleEndian;
+use object::elf::{ELFCLASS32, ELFCLASS64, ELFMAG, EM_386, EM_X86_64, ET_CORE, FileHeader32, FileHeader64, PT_LOAD};
+use object::read::ReadRef;
+use object::read::elf::{FileHeader, ProgramHeader};
+use vmi_core::{PhysAddr, Piece, Region};
+
+use crate::claims::Claims;
+use crate::image::{Image, present};
+use crate::{FormatError, OpenOptions};
+
+/// x86 is little endian, and nothing else is read here.
+const LE: LittleEndian = LittleEndian;
+
+/// ELF's magic number.
+pub(crate) fn matches(bytes: &[u8]) -> bool {
+    bytes.starts_with(&ELFMAG)
+}
+
+/// Reads either class: QEMU writes 32-bit guests as class 64 with machine 386.
+pub(crate) fn parse(bytes: &[u8], options: &OpenOptions) -> Result<Image, FormatError> {
+    match bytes.get(4).copied() {
+        Some(class) if class == ELFCLASS64.0 => parse_class::<FileHeader64<LittleEndian>>(bytes, options),
+        Some(class) if class == ELFCLASS32.0 => parse_class::<FileHeader32<LittleEndian>>(bytes, options),
+        _ => Err(malformed(4, "the class is neither 32 nor 64 bits")),
+    }
+}
+
+fn malformed(offset: u64, what: impl Into<String>) -> FormatError {
+    FormatError::Malformed { offset, what: what.into() }
+}
+
+fn parse_class<H: FileHeader<Endian = LittleEndian>>(bytes: &[u8], options: &OpenOptions) -> Result<Image, FormatError> {
+    // `FileHeader::parse` would insist on version 1 in `e_ident`, where VirtualBox 7 leaves a zero.
+    let header: &H = bytes.read_at(0).map_err(|()| cut("the ELF header", size_of::<H>() as u64, bytes))?;
+    if !header.is_little_endian() {
+        return Err(malformed(5, "the byte order is not little endian: no x86 machine"));
+    }
+    if header.e_type(LE) != ET_CORE {
+        return Err(malformed(
+            16,
+            "this is a program or an object file, not a core; a kernel's vmlinux goes where symbols are asked for",
+        ));
+    }
+    let machine = header.e_machine(LE);
+    if machine != EM_X86_64 && machine != EM_386 {
+        return Err(malformed(18, format!("ELF machine {} is not x86", machine.0)));
+    }
+    let segments = segments(header, bytes)?;
+    refuse_process(segments)?;
+    let mut image = memory(segments, bytes, options)?;
+    notes::read(segments, bytes, options, &mut image)?;
+    Ok(image)
+}
+
+/// The program headers, all of them in the file.
+fn segments<'a, H: FileHeader<Endian = LittleEndian>>(
+    header: &H,
+    bytes: &'a [u8],
+) -> Result<&'a [H::ProgramHeader], FormatError> {
+    let start: u64 = header.e_phoff(LE).into();
+    let count = header.phnum(LE, bytes).map_err(|_| {
+        let end = Into::<u64>::into(header.e_shoff(LE)).saturating_add(size_of::<H::SectionHeader>() as u64);
+        cut("the section header that holds the number of segments", end, bytes)
+    })?;
+    let end = u64::from(count).saturating_mul(size_of::<H::ProgramHeader>() as u64).saturating_add(start);
+    if end > bytes.len() as u64 {
+        return Err(cut("the program headers", end, bytes));
+    }
+    header.program_headers(LE, bytes).map_err(|error| malformed(start, error.to_string()))
+}
+
+/// A part that should end at `end`, which is beyond the file; without it nothing can be read.
+fn cut(what: &str, end: u64, bytes: &[u8]) -> FormatError {
+    FormatError::Truncated { what: what.to_owned(), missing: end.saturating_sub(bytes.len() as u64) }
+}
+
+/// The core of a process has virtual addresses only (Linux, fs/binfmt_elf.c: `p_paddr` is zero).
+fn refuse_process<P: ProgramHeader<Endian = LittleEndian>>(segments: &[P]) -> Result<(), FormatError> {
+    let mut loads = segments.iter().filter(|segment| segment.p_type(LE) == PT_LOAD).peekable();
+    if loads.peek().is_none() {
+        return Err(FormatError::NoMemory);
+    }
+    let mut any_virtual = false;
+    for segment in loads {
+        if segment.p_paddr(LE).into() != 0 {
+            return Ok(());
+        }
+        any_virtual |= segment.p_vaddr(LE).into() != 0;
+    }
+    if any_virtual { Err(malformed(0, "no physical addresses: the core of a process, not of a machine")) } else { Ok(()) }
+}
+
+/// What the `PT_LOAD` segments show.
+fn memory<P: ProgramHeader<Endian = LittleEndian>>(
+    segments: &[P],
+    bytes: &[u8],
+    options: &OpenOptions,
+) -> Result<Image, FormatError> {
+    let mut image = Image::default();
+    let mut claims = Claims::default();
+    let mut tails = Vec::new();
+    for (index, segment) in segments.iter().enumerate().filter(|(_, segment)| segment.p_type(LE) == PT_LOAD) {
+        let (at, offset): (u64, u64) = (segment.p_paddr(LE).into(), segment.p_offset(LE).into());
+        let (file_len, memory_len): (u64, u64) = (segment.p_filesz(LE).into(), segment.p_memsz(LE).into());
+        // /proc/kcore has -1 for memory that is mapped by page tables alone (Linux, fs/proc/kcore.c), QEMU has offset -1
+        // for mappings of what is no RAM (dump/dump.c, get_offset_range).
+        if memory_len.max(file_len) == 0 || is_minus_one::<P>(at) || is_minus_one::<P>(offset) {
+            tracing::debug!(index, at, "a segment without physical memory");
+            continue;
+        }
+        let region =
+            Region::new(PhysAddr::new(at), memory_len.max(file_len)).filter(|region| region.end() <= HIGHEST).ok_or_else(
+                || malformed(0, format!("segment {index} has {memory_len:#x} bytes at {at:#x}: beyond what x86 can address")),
+            )?;
+        let what = || format!("segment {index} ({at:#x}-{:#x})", region.end());
+        let stored = present(options, bytes.len(), offset, file_len, what)?;
+        for part in Region::new(region.start(), stored).into_iter().flat_map(|region| claims.claim(region)) {
+            let offset = part.start().get().saturating_sub(at).saturating_add(offset);
+            image.pieces.push(Piece { region: part, offset });
+        }
+        if let Some(tail) = memory_len.checked_sub(file_len) {
+            tails.extend(Region::new(PhysAddr::new(at.saturating_add(file_len)), tail));
+        }
+    }
+    image.zeros = tails.into_iter().flat_map(|tail| claims.claim(tail)).collect();
+    Ok(image)
+}
+
+/// Whether `value` is -1 in the width of this class.
+fn is_minus_one<P: ProgramHeader>(value: u64) -> bool {
+    value == if size_of::<P::Word>() == 4 { u64::from(u32::MAX) } else { u64::MAX }
+}
+
+/// One more than the highest physical address of x86: 52 bits (Intel SDM, volume 3, section 4.1.4).
+const HIGHEST: PhysAddr = PhysAddr::new(1 << 52);

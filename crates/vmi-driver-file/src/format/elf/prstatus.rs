@@ -1,0 +1,71 @@
+//! The note NT_PRSTATUS: `struct elf_prstatus` of Linux (include/linux/elfcore.h) with `struct user_regs_struct`
+//! (arch/x86/include/asm/user_64.h and user_32.h). kdump writes one for each processor.
+//!
+//! It has no control registers. Its segment bases are those of user space, so they are left out.
+
+use vmi_arch_x86::Registers;
+use zerocopy::FromBytes;
+use zerocopy::little_endian::{U32, U64};
+
+/// `NT_PRSTATUS`.
+pub(super) const TYPE: u32 = 1;
+
+/// Lengths of the whole structure, and where its registers start.
+const LONG: (usize, usize) = (336, 112);
+const SHORT: (usize, usize) = (144, 72);
+
+/// The registers in one note; `None` if its length is neither that of x86-64 nor that of i386.
+pub(super) fn registers(note: &[u8]) -> Option<Registers> {
+    match note.len() {
+        len if len == LONG.0 => long(note.get(LONG.1..)?),
+        len if len == SHORT.0 => short(note.get(SHORT.1..)?),
+        len => {
+            tracing::warn!(len, "a register note of unknown length");
+            None
+        }
+    }
+}
+
+fn long(bytes: &[u8]) -> Option<Registers> {
+    let (values, _) = <[U64; 20]>::read_from_prefix(bytes).ok()?;
+    let [r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, _orig_rax, rip, _cs, rflags, rsp] =
+        values.map(U64::get);
+    let mut registers = Registers::default();
+    registers.rax = rax;
+    registers.rbx = rbx;
+    registers.rcx = rcx;
+    registers.rdx = rdx;
+    registers.rsi = rsi;
+    registers.rdi = rdi;
+    registers.rsp = rsp;
+    registers.rbp = rbp;
+    registers.r8 = r8;
+    registers.r9 = r9;
+    registers.r10 = r10;
+    registers.r11 = r11;
+    registers.r12 = r12;
+    registers.r13 = r13;
+    registers.r14 = r14;
+    registers.r15 = r15;
+    registers.rip = rip;
+    registers.rflags = rflags;
+    Some(registers)
+}
+
+fn short(bytes: &[u8]) -> Option<Registers> {
+    let (values, _) = <[U32; 16]>::read_from_prefix(bytes).ok()?;
+    let [ebx, ecx, edx, esi, edi, ebp, eax, _ds, _es, _fs, _gs, _orig_eax, eip, _cs, eflags, esp] =
+        values.map(|value| u64::from(value.get()));
+    let mut registers = Registers::default();
+    registers.rax = eax;
+    registers.rbx = ebx;
+    registers.rcx = ecx;
+    registers.rdx = edx;
+    registers.rsi = esi;
+    registers.rdi = edi;
+    registers.rsp = esp;
+    registers.rbp = ebp;
+    registers.rip = eip;
+    registers.rflags = eflags;
+    Some(registers)
+}

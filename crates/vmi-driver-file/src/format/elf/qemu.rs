@@ -1,0 +1,93 @@
+//! QEMU's note on a vCPU: `QEMUCPUState` in QEMU, target/i386/arch_dump.c.
+
+use vmi_arch_x86::{Registers, Segment, Table};
+use vmi_core::VirtAddr;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+/// `n_type` of the note.
+pub(super) const TYPE: u32 = 0;
+
+const VERSION: u32 = 1;
+
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct CpuState {
+    version: U32,
+    size: U32,
+    /// rax rbx rcx rdx rsi rdi rsp rbp r8 to r15.
+    general: [U64; 16],
+    rip: U64,
+    rflags: U64,
+    /// cs ds es fs gs ss ldt tr gdt idt.
+    segments: [CpuSegment; 10],
+    /// cr0 to cr4; cr1 does not exist.
+    control: [U64; 5],
+}
+
+#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct CpuSegment {
+    selector: U32,
+    limit: U32,
+    flags: U32,
+    pad: U32,
+    base: U64,
+}
+
+impl CpuSegment {
+    fn segment(self) -> Option<Segment> {
+        // Selectors have 16 bits; the note keeps them in 32.
+        let selector = u16::try_from(self.selector.get() & 0xffff).ok()?;
+        Some(Segment { selector, base: self.base.get(), limit: self.limit.get(), attributes: Some(self.flags.get()) })
+    }
+
+    fn table(self) -> Option<Table> {
+        Some(Table { base: VirtAddr::new(self.base.get()), limit: u16::try_from(self.limit.get()).ok()? })
+    }
+}
+
+/// The registers in one note; `None` if its version or length is unknown.
+pub(super) fn registers(note: &[u8]) -> Option<Registers> {
+    let (state, rest) = CpuState::read_from_prefix(note).ok()?;
+    if state.version.get() != VERSION {
+        tracing::warn!(version = state.version.get(), "a QEMU note of an unknown version");
+        return None;
+    }
+    let mut registers = Registers::default();
+    let [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15] = state.general.map(U64::get);
+    registers.rax = rax;
+    registers.rbx = rbx;
+    registers.rcx = rcx;
+    registers.rdx = rdx;
+    registers.rsi = rsi;
+    registers.rdi = rdi;
+    registers.rsp = rsp;
+    registers.rbp = rbp;
+    registers.r8 = r8;
+    registers.r9 = r9;
+    registers.r10 = r10;
+    registers.r11 = r11;
+    registers.r12 = r12;
+    registers.r13 = r13;
+    registers.r14 = r14;
+    registers.r15 = r15;
+    registers.rip = state.rip.get();
+    registers.rflags = state.rflags.get();
+    let [cs, ds, es, fs, gs, ss, ldt, tr, gdt, idt] = state.segments;
+    registers.segments.cs = cs.segment();
+    registers.segments.ds = ds.segment();
+    registers.segments.es = es.segment();
+    registers.segments.fs = fs.segment();
+    registers.segments.gs = gs.segment();
+    registers.segments.ss = ss.segment();
+    registers.segments.ldt = ldt.segment();
+    registers.segments.tr = tr.segment();
+    registers.gdtr = gdt.table();
+    registers.idtr = idt.table();
+    let [cr0, _, cr2, cr3, cr4] = state.control.map(|register| Some(register.get()));
+    (registers.cr0, registers.cr2, registers.cr3, registers.cr4) = (cr0, cr2, cr3, cr4);
+    // QEMU before 4.0 ends the note here.
+    registers.kernel_gs_base = U64::read_from_prefix(rest).ok().map(|(base, _)| base.get());
+    Some(registers)
+}

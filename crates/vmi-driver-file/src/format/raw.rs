@@ -1,0 +1,29 @@
+//! Raw images: the bare bytes of memory. A file offset is the guest-physical address, unless a map says otherwise.
+//!
+//! There is no header, so nothing tells a raw image from any other file: it is what remains when no other format matches.
+
+use vmi_core::{PhysAddr, Piece, Region};
+
+use crate::image::{Image, present};
+use crate::{FormatError, OpenOptions};
+
+/// Every file can be a raw image.
+pub(crate) fn matches(_: &[u8]) -> bool {
+    true
+}
+
+/// One piece from address zero, or the pieces of the map.
+pub(crate) fn parse(bytes: &[u8], options: &OpenOptions) -> Result<Image, FormatError> {
+    let mut pieces = Vec::new();
+    match &options.raw_map {
+        Some(map) => {
+            for piece in map.pieces() {
+                let what = || format!("memory at {}-{:#x}", piece.region.start(), piece.region.end());
+                let len = present(options, bytes.len(), piece.offset, piece.region.len(), what)?;
+                pieces.extend(Region::new(piece.region.start(), len).map(|region| Piece { region, ..*piece }));
+            }
+        }
+        None => pieces.extend(Region::new(PhysAddr::ZERO, bytes.len() as u64).map(|region| Piece { region, offset: 0 })),
+    }
+    Ok(Image { pieces, ..Image::default() })
+}

@@ -1,0 +1,100 @@
+//! How an image is opened, where the defaults do not do.
+
+use core::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::{Format, ImageDriver, OpenError, RawMap};
+
+/// Called while a packed image is unpacked: bytes of the packed file that are done, and in total.
+pub(crate) type Progress = Box<dyn FnMut(u64, u64) + Send>;
+
+/// What [`ImageDriver::open`] cannot know by itself.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use vmi_driver_file::OpenOptions;
+/// // 4 GiB of a QEMU i440fx machine, its RAM written end to end
+/// let image = OpenOptions::new().raw_map("0x0-0xc0000000,0x100000000-0x140000000".parse()?).open("ram.bin")?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Default)]
+pub struct OpenOptions {
+    pub(crate) format: Option<Format>,
+    pub(crate) raw_map: Option<RawMap>,
+    pub(crate) temp_dir: Option<PathBuf>,
+    pub(crate) max_unpacked: Option<u64>,
+    pub(crate) allow_truncated: bool,
+    pub(crate) progress: Option<Progress>,
+}
+
+impl OpenOptions {
+    /// The defaults: everything is found out from the content.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the file for this format, whatever its content looks like. Packed files are unpacked nevertheless.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = Some(format);
+        self
+    }
+
+    /// Takes the file for a raw image in which memory lies as `map` says.
+    #[must_use]
+    pub fn raw_map(mut self, map: RawMap) -> Self {
+        self.raw_map = Some(map);
+        self.format(Format::Raw)
+    }
+
+    /// Unpacks packed images in this directory instead of [`std::env::temp_dir`]. It takes as much room as the image has non-zero
+    /// pages.
+    #[must_use]
+    pub fn temp_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.temp_dir = Some(directory.into());
+        self
+    }
+
+    /// Refuses packed images of more than this many bytes of content, 64 GiB by default. Content that is not zero can never
+    /// take more than the free space of the file system.
+    #[must_use]
+    pub fn max_unpacked(mut self, bytes: u64) -> Self {
+        self.max_unpacked = Some(bytes);
+        self
+    }
+
+    /// Opens images that are cut short with what there is of them; what is missing is a hole then. By default they are refused.
+    #[must_use]
+    pub fn allow_truncated(mut self, allow: bool) -> Self {
+        self.allow_truncated = allow;
+        self
+    }
+
+    /// Calls `progress` while a packed image is unpacked, with how many bytes of the packed file are done, and how many there are.
+    #[must_use]
+    pub fn progress(mut self, progress: impl FnMut(u64, u64) + Send + 'static) -> Self {
+        self.progress = Some(Box::new(progress));
+        self
+    }
+
+    /// Opens `path` with these options.
+    ///
+    /// # Errors
+    /// As [`ImageDriver::open`].
+    pub fn open(self, path: impl AsRef<Path>) -> Result<ImageDriver, OpenError> {
+        ImageDriver::open_with(path.as_ref(), self)
+    }
+}
+
+impl fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenOptions")
+            .field("format", &self.format)
+            .field("raw_map", &self.raw_map)
+            .field("temp_dir", &self.temp_dir)
+            .field("max_unpacked", &self.max_unpacked)
+            .field("allow_truncated", &self.allow_truncated)
+            .finish_non_exhaustive()
+    }
+}

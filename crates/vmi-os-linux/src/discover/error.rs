@@ -1,0 +1,105 @@
+//! Why no kernel was found: what each strategy missed, and what the user can supply.
+
+use core::fmt;
+
+use vmi_arch_x86::PagingMode;
+use vmi_core::PhysAddr;
+
+/// A way of finding the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// The page-table root that the user gave.
+    GivenRoot,
+    /// The page tables that a vCPU uses.
+    Registers,
+    /// The VMCOREINFO note that the source carries beside the memory.
+    Note,
+    /// The page table that x86-64 kernels keep in the first MiB for starting processors and waking up.
+    Trampoline,
+    /// VMCOREINFO in memory, found by a scan of all of it.
+    VmCoreInfo,
+    /// The symbol table (kallsyms) in memory, found by a scan of all of it.
+    Kallsyms,
+}
+
+impl Strategy {
+    /// All of them, in order of cost.
+    pub const ALL: [Self; 6] =
+        [Self::GivenRoot, Self::Registers, Self::Note, Self::Trampoline, Self::VmCoreInfo, Self::Kallsyms];
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GivenRoot => "given page-table root",
+            Self::Registers => "vCPU registers",
+            Self::Note => "VMCOREINFO note of the source",
+            Self::Trampoline => "start-up page table in the first MiB",
+            Self::VmCoreInfo => "VMCOREINFO in memory",
+            Self::Kallsyms => "symbol table in memory",
+        })
+    }
+}
+
+/// What a strategy missed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// Nothing to start from.
+    #[error("{0}")]
+    NotThere(&'static str),
+    /// The source could not be read.
+    #[error("{0}")]
+    Unreadable(String),
+    /// Page tables without a kernel.
+    #[error("the page tables at {root} ({mode:?}) map nothing where a kernel lies")]
+    NothingMapped {
+        /// Their root.
+        root: PhysAddr,
+        /// The mode in which they were read.
+        mode: PagingMode,
+    },
+    /// Page tables that map something without a symbol table.
+    #[error("what the page tables at {root} ({mode:?}) map holds no symbol table{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    NoSymbols {
+        /// Their root.
+        root: PhysAddr,
+        /// The mode in which they were read.
+        mode: PagingMode,
+        /// What was wrong with the most table-like place.
+        why: Option<crate::discover::kallsyms::Reject>,
+    },
+    /// A symbol table that does not fit the memory it was found in.
+    #[error("the symbol table at {at} is not that of the running kernel: {why}")]
+    Stale {
+        /// Where its token strings lie.
+        at: PhysAddr,
+        /// What did not fit.
+        why: String,
+    },
+    /// VMCOREINFO lacks what is needed.
+    #[error("VMCOREINFO without {0}")]
+    Incomplete(&'static str),
+}
+
+/// No Linux kernel was found. Each strategy's reason is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoverError {
+    /// The source that was searched.
+    pub machine: String,
+    /// What each strategy missed, in the order in which they were tried.
+    pub attempts: Vec<(Strategy, Failure)>,
+}
+
+impl fmt::Display for DiscoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no Linux kernel found in {}", self.machine)?;
+        for (strategy, failure) in &self.attempts {
+            write!(f, "\n  - {strategy}: {failure}")?;
+        }
+        f.write_str("\n  What helps: an image with vCPU registers (ELF core), the kernel's page-table root (CR3), or its System.map or vmlinux")
+    }
+}
+
+impl std::error::Error for DiscoverError {}

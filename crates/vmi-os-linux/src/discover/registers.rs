@@ -1,0 +1,43 @@
+//! The page tables that the vCPUs use.
+
+use vmi_arch_x86::{PagingMode, X86Driver};
+use vmi_core::{Paging, PhysAddr, VcpuId, Vmi};
+
+use super::Failure;
+
+/// vCPUs that are asked.
+const MAX_VCPUS: u32 = 64;
+
+/// The bit of CR3 by which the kernel tells a process's user page tables from its kernel ones under page-table isolation
+/// (kernel: arch/x86/include/asm/pgtable.h, PTI_PGTABLE_SWITCH_BIT).
+const PTI_USER: u64 = 1 << 12;
+
+/// The roots in use, most probable first. Without isolation that bit is part of the address, so each root comes in both readings.
+pub(super) fn roots<D: X86Driver>(vmi: &Vmi<D>) -> Result<Vec<(PhysAddr, PagingMode)>, Failure> {
+    let vcpus = vmi.driver().vcpus().ok_or(Failure::NotThere("this source has no vCPU registers"))?;
+    let mut roots = Vec::new();
+    for vcpu in 0..vcpus.vcpu_count().min(MAX_VCPUS) {
+        let registers = vcpus.registers(VcpuId(vcpu)).map_err(|error| Failure::Unreadable(error.to_string()))?;
+        let (Some(cr3), Some(mode)) = (registers.cr3, registers.paging_mode()) else { continue };
+        roots.extend(readings(PhysAddr::new(cr3), mode));
+    }
+    if roots.is_empty() {
+        return Err(Failure::NotThere("no vCPU has paging enabled, or the source does not tell its control registers"));
+    }
+    // All kernel readings before all others.
+    roots.sort_by_key(|(root, _)| root.get() & PTI_USER);
+    roots.dedup();
+    Ok(roots)
+}
+
+/// What CR3 can mean: the kernel's tables, and (last) the tables exactly as they are.
+pub(super) fn readings(cr3: PhysAddr, mode: PagingMode) -> Vec<(PhysAddr, PagingMode)> {
+    // The low bits hold flags and the process-context identifier; a PAE root is aligned to 32 bytes only.
+    let flags = if mode == PagingMode::Pae { 0x1f } else { 0xfff };
+    let root = cr3.get() & !flags & if mode.pointer_size() == 4 { 0xffff_ffff } else { 0x000f_ffff_ffff_ffff };
+    let mut readings = vec![(PhysAddr::new(root & !PTI_USER), mode)];
+    if root & PTI_USER != 0 {
+        readings.push((PhysAddr::new(root), mode));
+    }
+    readings
+}

@@ -1,0 +1,102 @@
+//! Page tables by content: `pgd` in `mm_struct`, the paging mode, and the kernel's own root.
+//!
+//! Every process has its own root table, `mm->pgd`, and each maps the kernel as all others do (kernel: `pgd_alloc` in
+//! arch/x86/mm/pgtable.c). A table under a paging mode is right if it maps the tasks of the machine to where they are.
+
+use rustc_hash::FxHashSet;
+use vmi_arch_x86::{PagingMode, X86Driver};
+use vmi_core::{Paging, PhysAddr, VirtAddr, Vmi};
+
+use super::sample::{Object, Sample};
+use super::tasks::Tasks;
+use super::view::View;
+
+/// Bytes of each `mm_struct` that are judged. Measured: `pgd` at 0x28 to 0x78, `env_end` at up to 0x2f0 (kernels 5.10 to 7.2).
+const MM_SIZE: usize = 0x400;
+/// Address spaces that are judged at most.
+const MAX_SPACES: usize = 256;
+/// Tasks whose mapping is checked at most for each table.
+const MAX_CHECKED: usize = 64;
+
+/// The address spaces of the user processes.
+#[derive(Debug)]
+pub(super) struct Spaces {
+    /// Offset of `mm` in `task_struct`.
+    pub(super) mm: usize,
+    /// Offset of `pgd` in `mm_struct`.
+    pub(super) pgd: usize,
+    pub(super) mode: PagingMode,
+    /// The start of each `mm_struct`, init's first.
+    pub(super) sample: Sample,
+    /// Where the kernel is known to be: virtual address and physical.
+    known: Vec<(VirtAddr, PhysAddr)>,
+}
+
+impl Spaces {
+    /// The root table of init, which maps the kernel as every other does.
+    pub(super) fn init_root<D: X86Driver>(&self, view: &View<'_, D>) -> Option<PhysAddr> {
+        view.locate(self.sample.objects.first()?.word(self.pgd, self.sample.width)?)
+    }
+}
+
+/// Judges every candidate for `mm` by whether a member of what it points at is a root table, different in each.
+///
+/// Of several answers, none: they would contradict each other.
+pub(super) fn find<D: X86Driver>(vmi: &Vmi<D>, view: &View<'_, D>, tasks: &Tasks, candidates: &[usize]) -> Option<Spaces> {
+    let modes: &[PagingMode] = match (view, view.width()) {
+        (View::Paged(space), _) => &[space.mode()],
+        (_, 4) => &[PagingMode::Bits32, PagingMode::Pae],
+        _ => &[PagingMode::Level4, PagingMode::Level5],
+    };
+    let known: Vec<(VirtAddr, PhysAddr)> = tasks
+        .sample
+        .objects
+        .iter()
+        .take(MAX_CHECKED)
+        .filter_map(|task| Some((VirtAddr::new(task.at), view.locate(task.at)?)))
+        .collect();
+    let mut found = None;
+    for &mm in candidates {
+        let sample = address_spaces(view, tasks, mm);
+        for pgd in (0..MM_SIZE).step_by(sample.width) {
+            let Some(roots) = roots(view, &sample, pgd) else { continue };
+            for &mode in modes {
+                if !roots.iter().all(|&root| maps(vmi, mode, root, &known)) {
+                    continue;
+                }
+                if found.is_some() {
+                    return None;
+                }
+                found = Some((mm, pgd, mode));
+            }
+        }
+    }
+    let (mm, pgd, mode) = found?;
+    Some(Spaces { mm, pgd, mode, sample: address_spaces(view, tasks, mm), known })
+}
+
+/// A copy of the start of each different structure that the tasks' `mm` points at.
+fn address_spaces<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, mm: usize) -> Sample {
+    let mut seen = FxHashSet::default();
+    let different = tasks.sample.words(mm).flatten().filter(|&at| at != 0 && seen.insert(at)).take(MAX_SPACES);
+    let objects = different.filter_map(|at| Some(Object { at, bytes: view.bytes(at, MM_SIZE)? })).collect();
+    Sample { width: view.width(), objects }
+}
+
+/// Where the tables are that the pointers at `pgd` name, if they are all different and aligned as root tables.
+fn roots<D: X86Driver>(view: &View<'_, D>, sample: &Sample, pgd: usize) -> Option<Vec<PhysAddr>> {
+    let mut seen = FxHashSet::default();
+    let roots: Option<Vec<PhysAddr>> = sample
+        .words(pgd)
+        .map(|at| {
+            let root = view.locate(at?)?;
+            // The least alignment, of PAE: Intel SDM, volume 3, section 5.4.1.
+            (root.is_aligned(32) && seen.insert(root)).then_some(root)
+        })
+        .collect();
+    roots.filter(|roots| !roots.is_empty())
+}
+
+fn maps<D: X86Driver>(vmi: &Vmi<D>, mode: PagingMode, root: PhysAddr, known: &[(VirtAddr, PhysAddr)]) -> bool {
+    known.iter().all(|&(at, there)| mode.translate(vmi, root, at).is_ok_and(|translation| translation.at == there))
+}

@@ -1,0 +1,167 @@
+//! Finding the list of all processes by content.
+//!
+//! `init_task`, the idle task of the first processor, is named `swapper/0` (`swapper` without SMP; kernel: init/init_task.c and
+//! `init_idle` in kernel/sched/core.c). At some distance before its name lies `tasks`, the head of the list of all processes: from
+//! there the list leads over init to `kthreadd` (processes 1 and 2, made in this order by `rest_init` in init/main.c) and all
+//! others, and back.
+
+use vmi_arch_x86::X86Driver;
+use vmi_core::{Memory, PhysAddr, Vmi};
+
+use super::search::find_all;
+use super::view::{View, Window};
+use super::{Hints, ShapeError};
+
+/// How far behind `tasks` the name of a task is searched. Measured: 0x1b8 to 0x2e8 bytes (kernels 5.10 to 7.2).
+const MAX_DISTANCE: u64 = 0x1000;
+/// Candidates for the name of `init_task` that are looked at.
+const MAX_HITS: usize = 4096;
+/// List nodes that are visited in all: PID_MAX_LIMIT (kernel: include/linux/threads.h) and what false starts may take.
+const MAX_NODES: u64 = 6 << 20;
+
+/// The length of a task's name with its terminator (kernel: `TASK_COMM_LEN` in include/linux/sched.h).
+pub(super) const COMM_LEN: usize = 16;
+
+/// Where the direct mapping of physical memory may start on i386 (kernel: `PAGE_OFFSET` in arch/x86/Kconfig).
+const PAGE_OFFSETS: [u64; 5] = [0xc000_0000, 0xb000_0000, 0x8000_0000, 0x7800_0000, 0x4000_0000];
+/// Where the kernel image lies on x86-64 (kernel: Documentation/arch/x86/x86_64/mm.rst).
+const IMAGE: u64 = 0xffff_ffff_8000_0000;
+/// The direct mapping of x86-64 starts at a multiple of this, randomised or not (kernel: `kernel_randomize_memory` in
+/// arch/x86/mm/kaslr.c).
+const DIRECT_MAP_ALIGNMENT: u64 = 1 << 30;
+/// Steps of that alignment that are tried: 4 TiB of memory.
+const MAX_STEPS: usize = 4096;
+/// The lowest kernel address of x86-64 with 5-level paging.
+const LOWEST_KERNEL: u64 = 0xff00_0000_0000_0000;
+/// The kernel image of x86-64 is moved by multiples of this in virtual and in physical memory (kernel:
+/// `CONFIG_PHYSICAL_ALIGN`).
+const IMAGE_ALIGNMENT: u64 = 2 << 20;
+
+/// The list of all processes, as virtual addresses of their list nodes, `init_task` first.
+#[derive(Debug)]
+pub(super) struct TaskList<'v, D: X86Driver> {
+    pub(super) view: View<'v, D>,
+    pub(super) nodes: Vec<u64>,
+    /// From the list node of a task to its name.
+    pub(super) to_comm: u64,
+}
+
+/// Finds the list of all processes: the longest list that closes.
+pub(super) fn find<'v, D: X86Driver>(vmi: &'v Vmi<D>, hints: &Hints<'_>) -> Result<TaskList<'v, D>, ShapeError> {
+    let (hits, more) = find_all(vmi, b"swapper", MAX_HITS);
+    let mut budget = MAX_NODES;
+    let mut best: Option<TaskList<'v, D>> = None;
+    let mut names = 0usize;
+    for &comm_at in &hits {
+        if !is_swapper(vmi, comm_at) {
+            continue;
+        }
+        names = names.saturating_add(1);
+        for width in hints.widths() {
+            for to_comm in (0..MAX_DISTANCE).filter(|distance| comm_at.get().wrapping_sub(*distance).is_multiple_of(width)) {
+                let Some(node) = comm_at.checked_sub(to_comm) else { break };
+                let Some(list) = walk(vmi, hints, width as usize, node, to_comm, &mut budget) else { continue };
+                match &best {
+                    Some(known) if known.nodes.len() >= list.nodes.len() => {}
+                    _ => best = Some(list),
+                }
+            }
+        }
+    }
+    best.ok_or(ShapeError::NoTaskList { names, more, exhausted: budget == 0 })
+}
+
+/// Whether the name of the first idle task is here, padded with zeros.
+fn is_swapper<D: X86Driver>(vmi: &Vmi<D>, at: PhysAddr) -> bool {
+    let mut name = [0u8; COMM_LEN];
+    vmi.read_into(at, &mut name).is_ok() && (name == *b"swapper/0\0\0\0\0\0\0\0" || name == *b"swapper\0\0\0\0\0\0\0\0\0")
+}
+
+/// The closed list that starts at the node `first`, if there is one.
+fn walk<'v, D: X86Driver>(
+    vmi: &'v Vmi<D>,
+    hints: &Hints<'_>,
+    width: usize,
+    first: PhysAddr,
+    to_comm: u64,
+    budget: &mut u64,
+) -> Option<TaskList<'v, D>> {
+    let next = physical_pointer(vmi, first, width)?;
+    let prev = physical_pointer(vmi, first.checked_add(width as u64)?, width)?;
+    // Neither empty nor a list of two, and on aligned addresses.
+    if next == prev || !next.is_multiple_of(width as u64) || !prev.is_multiple_of(width as u64) {
+        return None;
+    }
+    let (view, start) = start(vmi, hints, width, first, next)?;
+    let mut nodes = vec![start];
+    let mut node = next;
+    while node != start {
+        *budget = budget.checked_sub(1)?;
+        // A node whose predecessor is not the one we came from belongs to no list, or this one joins it halfway.
+        if view.pointer(node.checked_add(width as u64)?)? != *nodes.last()? {
+            return None;
+        }
+        let name = view.bytes(node.checked_add(to_comm)?, COMM_LEN)?;
+        let terminated = memchr::memchr(0, &name).is_some();
+        if !terminated || nodes.len() == 2 && !name.starts_with(b"kthreadd\0") {
+            return None;
+        }
+        nodes.push(node);
+        node = view.pointer(node)?;
+    }
+    (nodes.last() == Some(&prev) && nodes.len() > 2).then_some(TaskList { view, nodes, to_comm })
+}
+
+/// How kernel memory is addressed if `first` is a list node that leads to the one at `next`, and the address of `first` then.
+fn start<'v, D: X86Driver>(
+    vmi: &'v Vmi<D>,
+    hints: &Hints<'_>,
+    width: usize,
+    first: PhysAddr,
+    next: u64,
+) -> Option<(View<'v, D>, u64)> {
+    let back = next.checked_add(width as u64)?;
+    if let Some((mode, root)) = hints.tables {
+        let view = View::Paged(vmi.address_space(root, mode));
+        let start = view.pointer(back)?;
+        return (view.locate(start)? == first).then_some((view, start));
+    }
+    if width == 4 {
+        return PAGE_OFFSETS.into_iter().find_map(|base| {
+            let lowmem = Window { start: base, last: u32::MAX.into(), delta: base.wrapping_neg() };
+            let view = View::Linear { vmi, windows: vec![lowmem], width };
+            let start = first.get().checked_add(base)?;
+            (view.pointer(back)? == start).then_some((view, start))
+        });
+    }
+    direct_map_places(vmi, next).find_map(|at| {
+        let start = physical_pointer(vmi, at.checked_add(width as u64)?, width)?;
+        let displacement = start.wrapping_sub(first.get());
+        if start < IMAGE || !displacement.is_multiple_of(IMAGE_ALIGNMENT) {
+            return None;
+        }
+        let base = next.checked_sub(at.get())?;
+        let last = base.checked_add(vmi.machine().memory.end().get())?;
+        let direct_map = Window { start: base, last: last.min(IMAGE.saturating_sub(1)), delta: base.wrapping_neg() };
+        let image = Window { start: IMAGE, last: u64::MAX, delta: displacement.wrapping_neg() };
+        Some((View::Linear { vmi, windows: vec![direct_map, image], width }, start))
+    })
+}
+
+/// The places in physical memory that an address of x86-64's direct map may mean: its offset there is known up to a multiple of
+/// the map's alignment.
+fn direct_map_places<D: X86Driver>(vmi: &Vmi<D>, at: u64) -> impl Iterator<Item = PhysAddr> {
+    let kernel_half = (LOWEST_KERNEL..IMAGE).contains(&at);
+    let regions = vmi.machine().memory.regions().iter().filter(move |_| kernel_half);
+    let steps =
+        regions.flat_map(|region| region.start().get() / DIRECT_MAP_ALIGNMENT..region.end().get().div_ceil(DIRECT_MAP_ALIGNMENT));
+    let low = at % DIRECT_MAP_ALIGNMENT;
+    steps.take(MAX_STEPS).map(move |step| PhysAddr::new(step.saturating_mul(DIRECT_MAP_ALIGNMENT).saturating_add(low)))
+}
+
+fn physical_pointer<D: X86Driver>(vmi: &Vmi<D>, at: PhysAddr, width: usize) -> Option<u64> {
+    match width {
+        4 => vmi.read::<u32>(at).ok().map(u64::from),
+        _ => vmi.read::<u64>(at).ok(),
+    }
+}

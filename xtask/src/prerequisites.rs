@@ -1,0 +1,76 @@
+//! What the tasks need of the machine: installed where that is possible, else named.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::step::command;
+
+/// Programs the lab needs, and the Debian packages that have them.
+const LAB: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("gcc", "gcc"),
+    ("zstd", "zstd"),
+    ("python3", "python3"),
+    ("awk", "mawk"),
+    ("dpkg-deb", "dpkg"),
+    ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
+];
+
+/// Components of the Rust toolchain, and a program each brings along.
+const RUST: &[(&str, &str)] = &[("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")];
+
+/// Whether there is such a program on the path (or such a file, for an absolute name).
+pub(crate) fn present(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).exists()))
+}
+
+fn missing(table: &[(&str, &'static str)]) -> Vec<&'static str> {
+    table.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect()
+}
+
+fn is_root() -> bool {
+    Path::new("/proc/self").metadata().is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+/// Have what the lab needs, or say what is missing.
+///
+/// # Errors
+/// The sentence to print: which packages are missing, and the command that installs them.
+pub(crate) fn lab() -> Result<(), String> {
+    let packages = missing(LAB);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if is_root() && present("apt-get") {
+        println!("installing {}", packages.join(" "));
+        let install = ["-y", "-q", "--no-install-recommends", "install"];
+        let install: Vec<&str> = install.iter().chain(&packages).copied().collect();
+        for arguments in [["-q", "update"].as_slice(), &install] {
+            // what went wrong stands in its output, and is missing below
+            let _ = command("apt-get", arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
+        }
+    }
+    match missing(LAB).join(" ") {
+        missing if missing.is_empty() => Ok(()),
+        missing => Err(format!("missing: {missing}\nOn Debian, as root: apt-get install --no-install-recommends {missing}")),
+    }
+}
+
+/// Have rustfmt and clippy, or say what is missing.
+///
+/// # Errors
+/// The sentence to print: which components are missing, and the command that installs them.
+pub(crate) fn rust() -> Result<(), String> {
+    let components = missing(RUST);
+    if components.is_empty() {
+        return Ok(());
+    }
+    let arguments: Vec<&str> = ["component", "add"].iter().chain(&components).copied().collect();
+    let _ = command("rustup", &arguments).status();
+    match missing(RUST).join(" ") {
+        missing if missing.is_empty() => Ok(()),
+        missing => {
+            Err(format!("missing: {missing}\nrustup component add {missing}, or your distribution's package of that name"))
+        }
+    }
+}

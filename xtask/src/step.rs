@@ -1,0 +1,110 @@
+//! Runs commands one after another and keeps their results.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::report::Counts;
+
+/// The workspace's root directory.
+pub(crate) fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}
+
+/// A command that runs in the workspace's root.
+pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// `cargo`, the one that runs this program.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), arguments)
+}
+
+/// The steps of a task: what each one found, and how long it took.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    began: Instant,
+    done: Vec<(String, Duration, Counts)>,
+}
+
+impl Steps {
+    pub(crate) fn new() -> Self {
+        Self { began: Instant::now(), done: Vec::new() }
+    }
+
+    /// Run a command as one check, which passes if the command does.
+    pub(crate) fn run(&mut self, name: &str, command: &mut Command) -> bool {
+        self.step(name, command, |command| Counts::one(command.status().is_ok_and(|status| status.success())))
+    }
+
+    /// Run a command whose output says how much passed: `each` sees every line, `counts` tells the result at the end.
+    pub(crate) fn run_counted<S: Default>(
+        &mut self,
+        name: &str,
+        command: &mut Command,
+        each: impl Fn(&mut S, &str),
+        counts: impl Fn(&S) -> Counts,
+    ) -> bool {
+        self.step(name, command, |command| {
+            let mut state = S::default();
+            let success = lines(command, |line| each(&mut state, line)).unwrap_or(false);
+            let mut found = counts(&state);
+            if !success && found.failed == 0 {
+                found.failed = 1; // it did not come as far as counting
+            }
+            found
+        })
+    }
+
+    /// Note a check that could not be made here.
+    pub(crate) fn skip(&mut self, name: &str, why: &str) {
+        println!("\nskipped: {name}: {why}");
+        self.done.push((name.into(), Duration::ZERO, Counts::skip()));
+    }
+
+    fn step(&mut self, name: &str, command: &mut Command, run: impl FnOnce(&mut Command) -> Counts) -> bool {
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        println!("\n==> {name}: {program} {} (after {})", words.join(" "), seconds(self.began.elapsed()));
+        let began = Instant::now();
+        let counts = run(command);
+        self.done.push((name.into(), began.elapsed(), counts));
+        counts.failed == 0
+    }
+
+    /// Print what each step found, and the sum; true if nothing failed.
+    pub(crate) fn summary(&self) -> bool {
+        let mut sum = Counts::default();
+        println!();
+        for (name, took, counts) in &self.done {
+            println!("{name:<16} {:>8}  {counts}", seconds(*took));
+            sum.add(*counts);
+        }
+        println!("\n{sum}");
+        sum.failed == 0
+    }
+}
+
+/// Run a command, pass its standard output on and show each line of it; true if the command succeeded.
+fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> std::io::Result<bool> {
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    if let Some(output) = child.stdout.take() {
+        let mut out = std::io::stdout().lock();
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line?;
+            out.write_all(&line)?;
+            out.write_all(b"\n")?;
+            each(&String::from_utf8_lossy(&line));
+        }
+    }
+    Ok(child.wait()?.success())
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}

@@ -1,0 +1,101 @@
+//! What each task does.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::prerequisites;
+use crate::report::Counts;
+use crate::step::{Steps, cargo, command, root};
+use crate::test_output::TestOutput;
+
+/// The guest whose image, made smaller, is the demo.
+const DEMO_GUEST: &str = "x64-6.12-small";
+
+/// What a task came to: true if all passed, an error if a prerequisite is missing.
+type Outcome = Result<bool, String>;
+
+/// The directory that has an image of each guest of the lab.
+fn images() -> PathBuf {
+    let cache = std::env::var_os("VMI_LAB_CACHE").map(PathBuf::from);
+    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache/vmi-lab")));
+    cache.unwrap_or_default().join("images")
+}
+
+fn lab_command(arguments: &[&str]) -> Command {
+    let mut command = command("python3", &["tests/lab/lab.py"]);
+    command.args(arguments);
+    command
+}
+
+fn static_checks(steps: &mut Steps) {
+    steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"]));
+    steps.run("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
+    steps.run("doc", cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"));
+    if prerequisites::present("cargo-deny") {
+        steps.run("deny", &mut cargo(&["deny", "check", "licenses", "bans", "sources"]));
+    } else {
+        steps.skip("deny", "cargo-deny is not installed");
+    }
+}
+
+fn fuzz_targets(steps: &mut Steps, seconds: &str) {
+    let arguments = ["run", "--package", "vmi-fuzz", "--release", "--", "all", "--seconds", seconds];
+    steps.run("fuzz", &mut cargo(&arguments));
+}
+
+/// Everything that a change must pass.
+pub(crate) fn test() -> Outcome {
+    prerequisites::lab()?;
+    prerequisites::rust()?;
+    let mut steps = Steps::new();
+    steps.run_counted(
+        "lab",
+        &mut lab_command(&[]),
+        |counts: &mut Counts, line| *counts = Counts::parse(line).unwrap_or(*counts),
+        |counts| *counts,
+    );
+    let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
+    steps.run_counted("test", cargo(&arguments).env("VMI_LAB_IMAGES", images()), TestOutput::line, TestOutput::counts);
+    // every interleaving of the translation cache's readers and writers; its own directory, for its flags rebuild everything
+    let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
+    steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
+    static_checks(&mut steps);
+    steps.run("examples", &mut cargo(&["build", "--release", "--examples"]));
+    steps.run("demo", &mut cargo(&["run", "--release", "--example", "process-list"]));
+    fuzz_targets(&mut steps, "5");
+    Ok(steps.summary())
+}
+
+/// Make images of the lab's guests.
+pub(crate) fn lab(arguments: &[&str]) -> Outcome {
+    if !arguments.iter().any(|argument| matches!(*argument, "--list" | "--help" | "-h")) {
+        prerequisites::lab()?;
+    }
+    Ok(lab_command(arguments).status().is_ok_and(|status| status.success()))
+}
+
+/// Formatting, lints, documentation, dependencies.
+pub(crate) fn check() -> Outcome {
+    prerequisites::rust()?;
+    let mut steps = Steps::new();
+    static_checks(&mut steps);
+    Ok(steps.summary())
+}
+
+/// Each fuzz target for some seconds.
+pub(crate) fn fuzz(seconds: &str) -> Outcome {
+    let mut steps = Steps::new();
+    fuzz_targets(&mut steps, seconds);
+    Ok(steps.summary())
+}
+
+/// Boot the demo's guest anew and write `demo/`.
+pub(crate) fn demo() -> Outcome {
+    prerequisites::lab()?;
+    let mut steps = Steps::new();
+    if steps.run("boot", &mut lab_command(&["--force", DEMO_GUEST])) {
+        let image = images().join(DEMO_GUEST);
+        steps.run("shrink", command("python3", &["tests/lab/demo.py"]).arg(image).arg(root().join("demo")));
+    }
+    Ok(steps.summary())
+}
