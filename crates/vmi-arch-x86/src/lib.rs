@@ -2,11 +2,15 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
+mod descriptor;
 mod paging;
 mod registers;
+mod segment;
 
-pub use paging::PagingMode;
-pub use registers::{Registers, Segment, Segments, Table};
+pub use descriptor::{Descriptor, Gate, GateKind};
+pub use paging::{Mapping, Mappings, PageRun, PageTableEntry, PageTableFlags, PagingMode, RepeatedTable, Walk};
+pub use registers::{CodeMode, Registers, Table};
+pub use segment::{Segment, SegmentAttributes, SegmentKind, Segments};
 
 use vmi_core::{Architecture, Driver};
 

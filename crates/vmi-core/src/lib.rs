@@ -44,6 +44,6 @@ pub use mapping::{GuestMapping, MappedFile, Piece, PieceError};
 pub use memory::Memory;
 pub use memory_map::{MemoryMap, Region};
 pub use page_cache::PageCacheCounters;
-pub use profile::{Field, Member, Structure, Symbol, Symbols, SymbolsBuilder, Type, TypeId, TypeSource};
+pub use profile::{Field, Isf, IsfError, IsfPdb, Member, Structure, Symbol, Symbols, SymbolsBuilder, Type, TypeId, TypeSource};
 pub use translate::{Access, Architecture, Fault, FaultKind, Paging, Translation};
 pub use vmi::{Paused, Vmi};

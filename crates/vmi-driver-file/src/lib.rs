@@ -11,7 +11,7 @@
 //! | ELF core of QEMU, kdump (`/proc/vmcore`), VirtualBox | `format/elf/` | registers, VMCOREINFO |
 //!
 //! Others are recognised and refused with the advice what to do ([`OpenError::NotSupported`]).
-
+//! [`mod@write`] makes images of any machine.
 //!
 //! ```
 //! use vmi_core::{Memory, PhysAddr, Vmi};
@@ -40,6 +40,7 @@ mod raw_map;
 mod sniff;
 mod sparse;
 mod unpack;
+pub mod write;
 
 pub use driver::ImageDriver;
 pub use error::{FormatError, OpenError};

@@ -1,5 +1,7 @@
 //! Real images: those of the lab, if `VMI_LAB_IMAGES` names the directory that has them, one directory a guest.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use vmi_arch_x86::Registers;
@@ -12,7 +14,10 @@ fn guests() -> Vec<PathBuf> {
         return Vec::new();
     };
     let entries = Path::new(&directory).read_dir().unwrap().map(|entry| entry.unwrap().path());
-    let mut guests: Vec<_> = entries.filter(|guest| guest.join("memory.raw").exists()).collect();
+    // A name with a dot is an image that is still being taken.
+    let whole =
+        |guest: &PathBuf| !guest.file_name().unwrap().to_string_lossy().starts_with('.') && guest.join("memory.raw").exists();
+    let mut guests: Vec<_> = entries.filter(whole).collect();
     guests.sort();
     assert!(!guests.is_empty(), "no guest in {directory:?}");
     guests
@@ -24,13 +29,20 @@ fn open(guest: &Path, name: &str, format: Format) -> Vmi<ImageDriver> {
     vmi
 }
 
-/// Compares all memory of `vmi` below `end` that `raw` has with `raw`. Returns how much that was.
+/// Where QEMU keeps the BIOS: no RAM, so not in raw and LiME images, or zero there.
+const BIOS: Range<u64> = 0xfffc_0000..1 << 32;
+
+/// Compares all memory that both have, but the BIOS. Returns how much that was.
 fn compare(raw: &Vmi<ImageDriver>, vmi: &Vmi<ImageDriver>) -> u64 {
     let mut compared = 0;
     for region in vmi.machine().memory.regions() {
         let mut at = region.start();
         while at < region.end() && raw.machine().memory.region_at(at).is_some() {
-            let len = (region.end().get() - at.get()).min(1 << 20) as usize;
+            let len = (region.end().get() - at.get()).min(1 << 18) as usize;
+            if BIOS.contains(&at.get()) {
+                at = PhysAddr::new(BIOS.end);
+                continue;
+            }
             let (expected, got) = (raw.read_vec(at, len).unwrap(), vmi.read_vec(at, len).unwrap());
             assert!(expected == got, "{} differs in the {len} bytes at {at}", vmi.machine().name);
             compared += len as u64;
@@ -103,7 +115,8 @@ fn check(registers: &Registers, cpu: &str, guest: &Path) {
         let (_, rest) = cpu.split_once(&format!("\n{name} =")).unwrap();
         let numbers: Vec<u64> = rest.split_whitespace().take(4).map(hex).collect();
         let got = got.unwrap();
-        let all = [u64::from(got.selector), got.base, u64::from(got.limit), u64::from(got.attributes.unwrap())];
+        let all = [u64::from(got.selector), got.base, u64::from(got.limit), u64::from(got.attributes.unwrap() & 0xff_ff00)];
+        // The monitor prints these bits of the flags alone.
         assert_eq!(all, numbers[..], "{guest:?} {name}");
     }
     for (name, got) in [("GDT", registers.gdtr), ("IDT", registers.idtr)] {

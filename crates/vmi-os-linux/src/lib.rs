@@ -4,8 +4,24 @@
 
 pub mod btf;
 pub mod discover;
+mod guest;
 mod kernel;
+mod kernel_log;
+mod layout;
+mod linux;
+mod list;
+mod maple_tree;
+mod memory_area;
+mod module;
+mod module_symbols;
+mod module_types;
+mod path;
 pub mod shape;
 pub mod symbol_files;
+mod task;
+mod time;
 
 pub use kernel::Kernel;
+pub use linux::{AttachError, Linux};
+pub use module::Module;
+pub use task::Task;

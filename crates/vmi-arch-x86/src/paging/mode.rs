@@ -1,9 +1,21 @@
-//! The paging modes and how an address is translated in each.
-#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)] // provisional walk
+//! The paging modes.
 
-use vmi_core::{Access, Error, Fault, FaultKind, Memory, Paging, PhysAddr, Result, Translation, VirtAddr};
+use vmi_core::{Memory, Paging, PhysAddr, Result, Translation, VirtAddr};
+
+use super::level::{BITS32, LEVEL4, LEVEL5, Level, PAE};
+use super::walk::walk;
 
 /// A paging mode.
+///
+/// Walks follow the Intel SDM, volume 3, chapter 5. Three things that the page tables depend on are not in them. Each is taken to
+/// be as some processor has it at its most generous, since the guest would have faulted where it is not so:
+///
+/// - Physical addresses have 52 bits; in 4 MiB pages of 32-bit paging, 40. No bit of a frame counts as reserved: a table beyond
+///   memory ends the walk with [`FaultKind::NoTable`](vmi_core::FaultKind::NoTable), and a page beyond memory is a hole when it is read.
+/// - Execution can be disabled (`EFER.NXE`): bit 63 is not reserved, except in the four top entries of PAE.
+/// - Large pages exist: 4 MiB (`CR4.PSE`) and 1 GiB (CPUID).
+///
+/// All other reserved bits end a walk with [`FaultKind::ReservedBits`](vmi_core::FaultKind::ReservedBits), as they do in the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PagingMode {
     /// 32-bit paging: 4 KiB and 4 MiB pages, PSE-36.
@@ -19,11 +31,16 @@ pub enum PagingMode {
 impl PagingMode {
     /// The mode that CR0, CR4 and IA32_EFER select; `None` if paging is off (Intel SDM, volume 3, section 5.1.1).
     pub const fn from_control_registers(cr0: u64, cr4: u64, efer: u64) -> Option<Self> {
+        const LMA: u64 = 1 << 10;
+        Self::select(cr0, cr4, efer & LMA != 0)
+    }
+
+    /// The same where all that is known of IA32_EFER is whether long mode is active.
+    pub(crate) const fn select(cr0: u64, cr4: u64, long_mode: bool) -> Option<Self> {
         const PG: u64 = 1 << 31;
         const PAE: u64 = 1 << 5;
         const LA57: u64 = 1 << 12;
-        const LMA: u64 = 1 << 10;
-        match (cr0 & PG != 0, cr4 & PAE != 0, efer & LMA != 0, cr4 & LA57 != 0) {
+        match (cr0 & PG != 0, cr4 & PAE != 0, long_mode, cr4 & LA57 != 0) {
             (false, ..) => None,
             (_, false, ..) => Some(Self::Bits32),
             (_, _, false, _) => Some(Self::Pae),
@@ -31,14 +48,70 @@ impl PagingMode {
             _ => Some(Self::Level5),
         }
     }
+
+    /// Whether this is a mode of long mode (IA-32e): 4- or 5-level paging.
+    pub const fn is_long(self) -> bool {
+        matches!(self, Self::Level4 | Self::Level5)
+    }
+
+    /// How many tables a walk to a 4 KiB page reads: 2 to 5.
+    pub fn levels(self) -> u8 {
+        self.top().number
+    }
+
+    /// Whether `at` is an address at all. In long mode the bits above the highest translated one (47 or 56) must be copies of it;
+    /// in the other modes an address has 32 bits.
+    #[inline]
+    pub const fn is_canonical(self, at: VirtAddr) -> bool {
+        self.canonical(at.get()) == at.get()
+    }
+
+    /// Where the top table lies that `cr3` points at: CR3 without the flags, the PCID or the LAM bits beside the address.
+    #[inline]
+    pub const fn top_table(self, cr3: PhysAddr) -> PhysAddr {
+        let address = match self {
+            Self::Bits32 => 0xffff_f000,
+            // The top table of PAE has 32 bytes, and so is aligned to 32.
+            Self::Pae => 0xffff_ffe0,
+            Self::Level4 | Self::Level5 => 0x000f_ffff_ffff_f000,
+        };
+        PhysAddr::new(cr3.get() & address)
+    }
+
+    /// The top table of the kernel for a Linux process whose `cr3` may be the one of user mode.
+    ///
+    /// With page-table isolation a Linux process has two top tables in an aligned pair of pages: the even one is the kernel's,
+    /// the odd one user mode's (kernel 4.15, and 4.19 for PAE: arch/x86/include/asm/pgtable.h, `kernel_to_user_pgdp`). Without
+    /// isolation bit 12 is an ordinary bit of the address: ask only where isolation is known to be on.
+    pub const fn kernel_top_table(self, cr3: PhysAddr) -> PhysAddr {
+        PhysAddr::new(self.top_table(cr3).get() & !(1 << 12))
+    }
+
+    /// The address that those bits of `at` stand for which this mode translates.
+    #[inline(always)]
+    pub(super) const fn canonical(self, at: u64) -> u64 {
+        match self {
+            Self::Bits32 | Self::Pae => at & 0xffff_ffff,
+            Self::Level4 => ((at << 16) as i64 >> 16) as u64,
+            Self::Level5 => ((at << 7) as i64 >> 7) as u64,
+        }
+    }
+
+    /// The level of the top table.
+    #[inline(always)]
+    pub(super) fn top(self) -> &'static Level {
+        match self {
+            Self::Bits32 => &BITS32,
+            Self::Pae => &PAE,
+            Self::Level4 => &LEVEL4,
+            Self::Level5 => &LEVEL5,
+        }
+    }
 }
 
 impl Paging for PagingMode {
     fn pointer_size(self) -> usize {
-        match self {
-            Self::Bits32 | Self::Pae => 4,
-            Self::Level4 | Self::Level5 => 8,
-        }
+        if self.is_long() { 8 } else { 4 }
     }
 
     #[inline]
@@ -46,40 +119,6 @@ impl Paging for PagingMode {
     where
         M: Memory<Addr = PhysAddr> + ?Sized,
     {
-        let (levels, entry_size) = match self {
-            Self::Bits32 => (2u8, 4u64),
-            Self::Pae => (3, 8),
-            Self::Level4 => (4, 8),
-            Self::Level5 => (5, 8),
-        };
-        let mut table = match self {
-            Self::Pae => root.get() & 0xffff_ffe0,
-            Self::Bits32 => root.get() & 0xffff_f000,
-            _ => root.get() & 0x000f_ffff_ffff_f000,
-        };
-        let mut access = Access { write: true, execute: true, user: true };
-        for level in (1..=levels).rev() {
-            let shift = if entry_size == 4 { [12u32, 22] [usize::from(level - 1)] } else { 12 + 9 * u32::from(level - 1) };
-            let mask = if entry_size == 4 { 0x3ff } else { 0x1ff };
-            let entry_at = PhysAddr::new(table + ((at.get() >> shift) & mask) * entry_size);
-            let mut bytes = [0u8; 8];
-            memory.read_into(entry_at, &mut bytes[..entry_size as usize])?;
-            let entry = u64::from_le_bytes(bytes);
-            if entry & 1 == 0 {
-                return Err(Error::from(Fault { at, root, level, entry_at, entry, kind: FaultKind::NotPresent }));
-            }
-            if !(self == Self::Pae && level == 3) {
-                access.write &= entry & 2 != 0;
-                access.user &= entry & 4 != 0;
-                access.execute &= entry >> 63 == 0;
-            }
-            let large = entry & 0x80 != 0 && (level == 2 || (level == 3 && levels > 3));
-            if level == 1 || large {
-                let frame = (entry & 0x000f_ffff_ffff_f000) >> shift << shift;
-                return Ok(Translation { at: PhysAddr::new(frame | at.get() & ((1 << shift) - 1)), page_shift: shift as u8, access });
-            }
-            table = entry & 0x000f_ffff_ffff_f000;
-        }
-        Err(Error::corrupt("a page walk without end", at))
+        walk(self, memory, root, at, |_, _, _| ())
     }
 }

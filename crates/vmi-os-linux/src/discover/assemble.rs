@@ -8,8 +8,9 @@ use vmi_core::{Memory, Paging, PhysAddr, Symbols, SymbolsBuilder, VirtAddr, Vmi}
 
 use super::image::KernelImage;
 use super::kallsyms::{DIGITS, Table};
-use super::{Failure, Options};
+use super::{Failure, Options, types};
 use crate::Kernel;
+use crate::shape::{self, Hints};
 
 /// How every kernel's banner begins (kernel: init/version-timestamp.c).
 const BANNER: &[u8] = b"Linux version ";
@@ -24,17 +25,46 @@ const MAX_TRIES: usize = 256;
 pub(super) fn kernel<D: X86Driver>(vmi: &Vmi<D>, options: &Options, image: &KernelImage) -> Result<Kernel, Failure> {
     let mut remarks = Vec::new();
     let found = find_symbols(vmi, image);
-    let symbols = match &options.symbols {
+    let mut symbols = match &options.symbols {
         Some(given) => move_symbols(given, image, found.as_ref().ok())?,
         None => found?,
     };
     let banner = banner(vmi, image, &symbols)?;
     let root = root(vmi, image, &symbols, &mut remarks);
-    let types = match &options.types {
-        Some(types) => Arc::clone(types),
-        None => super::types::in_image(vmi, image, &symbols, &mut remarks),
+    let known = options.types.clone().or_else(|| types::in_image(vmi, image, &symbols, &mut remarks));
+    let types = match known {
+        Some(types) => types,
+        None => {
+            let hints = Hints { symbols: &symbols, pointer_size: None, tables: Some((image.mode, root)) };
+            match shape::infer(vmi, &hints) {
+                Ok(inferred) => {
+                    symbols = with(&symbols, inferred.symbols);
+                    remarks.extend(inferred.remarks);
+                    Arc::new(inferred.types)
+                }
+                Err(error) => {
+                    remarks.push(format!("the kernel carries no type information (BTF), and none could be inferred: {error}"));
+                    types::none(image)
+                }
+            }
+        }
     };
     Ok(Kernel { mode: image.mode, root, symbols: Arc::new(symbols), types, banner, remarks })
+}
+
+/// `symbols` and those of `more` that it lacks.
+fn with(symbols: &Symbols, more: Vec<(String, VirtAddr)>) -> Symbols {
+    let mut all = SymbolsBuilder::default();
+    all.reserve(symbols.len().saturating_add(more.len()));
+    for symbol in symbols.iter() {
+        all.push(symbol.name, symbol.address, symbol.kind);
+    }
+    for (name, address) in more {
+        if symbols.find(&name).is_none() {
+            all.push(&name, address, b'd');
+        }
+    }
+    all.build()
 }
 
 /// The symbol table in the image.

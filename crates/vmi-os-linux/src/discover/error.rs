@@ -70,6 +70,14 @@ pub enum Failure {
         /// What was wrong with the most table-like place.
         why: Option<crate::discover::kallsyms::Reject>,
     },
+    /// No symbol table in memory.
+    #[error("no symbol table in memory; {places} places looked like part of one{}", .why.map(|why| format!(", but {why}")).unwrap_or_default())]
+    NoTable {
+        /// Places with the digit tokens of a table.
+        places: usize,
+        /// What the most table-like of them lacks.
+        why: Option<crate::discover::kallsyms::Reject>,
+    },
     /// A symbol table that does not fit the memory it was found in.
     #[error("the symbol table at {at} is not that of the running kernel: {why}")]
     Stale {
@@ -81,6 +89,19 @@ pub enum Failure {
     /// VMCOREINFO lacks what is needed.
     #[error("VMCOREINFO without {0}")]
     Incomplete(&'static str),
+}
+
+impl Failure {
+    /// How far the strategy got, for choosing the failure that tells most.
+    pub(super) fn progress(&self) -> u8 {
+        match self {
+            Self::NotThere(_) | Self::Unreadable(_) => 0,
+            Self::Incomplete(_) => 1,
+            Self::NothingMapped { .. } => 2,
+            Self::NoTable { .. } | Self::NoSymbols { .. } => 3,
+            Self::Stale { .. } => 4,
+        }
+    }
 }
 
 /// No Linux kernel was found. Each strategy's reason is kept.

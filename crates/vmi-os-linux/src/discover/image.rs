@@ -80,6 +80,11 @@ impl KernelImage {
         ranges
     }
 
+    /// Whether the image holds physical address `at`.
+    pub(super) fn holds(&self, at: PhysAddr) -> bool {
+        self.ranges.iter().any(|range| at.offset_from(range.at).is_some_and(|offset| offset < range.len))
+    }
+
     /// Where `at` lies, and whether the image holds it.
     pub(super) fn locate(&self, at: VirtAddr) -> Option<PhysAddr> {
         let range = self.ranges.iter().find(|range| at.offset_from(range.start).is_some_and(|offset| offset < range.len))?;

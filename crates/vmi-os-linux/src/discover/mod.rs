@@ -6,27 +6,35 @@
 //! decompressor left behind, is not mapped where it claims to be.
 
 mod assemble;
+mod candidates;
 mod error;
 mod image;
 pub mod kallsyms;
 mod registers;
+mod scan;
 mod trampoline;
 mod types;
 mod vmcoreinfo;
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
+use candidates::Candidate;
 pub use error::{DiscoverError, Failure, Strategy};
 use image::KernelImage;
+use scan::Hits;
 use vmi_arch_x86::{PagingMode, X86Driver};
 use vmi_core::{Note, PhysAddr, Symbols, TypeSource, Vmi};
 
 use crate::Kernel;
 
+/// Symbol tables that are decoded; more are a trap.
+const MAX_TABLES: usize = 32;
+
 /// What the user knows already, and which strategies to use.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The strategies to try, in this order.
+    /// The strategies to try, in this order; all of them by default.
     pub strategies: Vec<Strategy>,
     /// A page-table root that maps the kernel, as CR3 holds it.
     pub root: Option<PhysAddr>,
@@ -55,12 +63,10 @@ pub fn find<D: X86Driver>(vmi: &Vmi<D>) -> Result<Kernel, DiscoverError> {
 /// # Errors
 /// As [`find`].
 pub fn find_with<D: X86Driver>(vmi: &Vmi<D>, options: &Options) -> Result<Kernel, DiscoverError> {
+    let search = Search { vmi, options, hits: OnceCell::new() };
     let mut attempts = Vec::new();
     for &strategy in &options.strategies {
-        if strategy == Strategy::GivenRoot && options.root.is_none() {
-            continue;
-        }
-        match attempt(vmi, options, strategy) {
+        match search.attempt(strategy) {
             Ok(kernel) => {
                 tracing::debug!(%strategy, root = %kernel.root, banner = kernel.banner, "kernel found");
                 return Ok(kernel);
@@ -74,42 +80,83 @@ pub fn find_with<D: X86Driver>(vmi: &Vmi<D>, options: &Options) -> Result<Kernel
     Err(DiscoverError { machine: vmi.machine().name.clone(), attempts })
 }
 
-fn attempt<D: X86Driver>(vmi: &Vmi<D>, options: &Options, strategy: Strategy) -> Result<Kernel, Failure> {
-    match strategy {
-        Strategy::GivenRoot => {
-            let root = options.root.ok_or(Failure::NotThere("no root was given"))?;
-            let modes = [PagingMode::Level4, PagingMode::Level5, PagingMode::Pae, PagingMode::Bits32];
-            first_kernel(vmi, options, modes.into_iter().flat_map(|mode| registers::readings(root, mode)))
-        }
-        Strategy::Registers => first_kernel(vmi, options, registers::roots(vmi)?),
-        Strategy::Note => {
-            let mut notes = vmi.machine().notes.iter().filter_map(|note| match note {
-                Note::VmCoreInfo(text) => Some(text),
-                _ => None,
-            });
-            let text = notes.next().ok_or(Failure::NotThere("this source has no such note"))?;
-            first_kernel(vmi, options, vmcoreinfo::roots(text)?)
-        }
-        Strategy::Trampoline => first_kernel(vmi, options, trampoline::roots(vmi)),
-        Strategy::VmCoreInfo | Strategy::Kallsyms => Err(Failure::NotThere("soon")),
-    }
+/// One search: the strategies that scan all memory share one scan.
+struct Search<'s, D: X86Driver> {
+    vmi: &'s Vmi<D>,
+    options: &'s Options,
+    hits: OnceCell<Hits>,
 }
 
-/// The kernel behind the first of `roots` that maps one.
-fn first_kernel<D: X86Driver>(
-    vmi: &Vmi<D>,
-    options: &Options,
-    roots: impl IntoIterator<Item = (PhysAddr, PagingMode)>,
-) -> Result<Kernel, Failure> {
-    let mut failure = Failure::NotThere("no page table that could be a kernel's");
-    for (root, mode) in roots {
-        match KernelImage::map(vmi, root, mode).and_then(|image| assemble::kernel(vmi, options, &image)) {
-            Ok(kernel) => return Ok(kernel),
-            // The failure that got furthest tells most.
-            Err(later) if !matches!(later, Failure::NothingMapped { .. }) => failure = later,
-            Err(later) if matches!(failure, Failure::NotThere(_)) => failure = later,
-            Err(_) => {}
+impl<D: X86Driver> Search<'_, D> {
+    fn attempt(&self, strategy: Strategy) -> Result<Kernel, Failure> {
+        let vmi = self.vmi;
+        match strategy {
+            Strategy::GivenRoot => {
+                let root = self.options.root.ok_or(Failure::NotThere("none was given"))?;
+                let modes = [PagingMode::Level4, PagingMode::Level5, PagingMode::Pae, PagingMode::Bits32];
+                self.first_kernel(modes.into_iter().flat_map(|mode| registers::readings(root, mode)))
+            }
+            Strategy::Registers => self.first_kernel(registers::roots(vmi)?),
+            Strategy::Note => {
+                let note = vmi.machine().notes.iter().find_map(|note| match note {
+                    Note::VmCoreInfo(text) => Some(text),
+                    _ => None,
+                });
+                self.first_kernel(vmcoreinfo::roots(note.ok_or(Failure::NotThere("this source has no such note"))?)?)
+            }
+            Strategy::Trampoline => self.first_kernel(trampoline::roots(vmi)),
+            Strategy::VmCoreInfo => self.first_of(&self.hits().vmcoreinfo, |&at| {
+                let text = image::bytes(vmi, at.wrapping_add(vmcoreinfo::TEXT), vmcoreinfo::MAX_TEXT);
+                self.first_kernel(vmcoreinfo::roots(&text)?)
+            }),
+            Strategy::Kallsyms => self.kernel_by_symbols(),
         }
     }
-    Err(failure)
+
+    fn hits(&self) -> &Hits {
+        self.hits.get_or_init(|| Hits::scan(self.vmi))
+    }
+
+    /// The kernel behind the first symbol table in memory that is in use.
+    fn kernel_by_symbols(&self) -> Result<Kernel, Failure> {
+        let digits = &self.hits().digits;
+        let mut closest = None;
+        let mut tables = Vec::new();
+        for &at in digits {
+            match Candidate::read(self.vmi, at) {
+                Ok(table) => tables.push(table),
+                // The piece that is missing last came closest.
+                Err(reject) => closest = closest.max(Some(reject)),
+            }
+            if tables.len() >= MAX_TABLES {
+                break;
+            }
+        }
+        if tables.is_empty() {
+            return Err(Failure::NoTable { places: digits.len(), why: closest });
+        }
+        self.first_of(&tables, |table| {
+            let stale = |_| Failure::Stale { at: table.at, why: "no page tables map it: a leftover of the decompressor or of an earlier boot".into() };
+            self.first_kernel(table.roots(self.vmi)).map_err(stale)
+        })
+    }
+
+    /// The kernel behind the first of `roots` that maps one.
+    fn first_kernel(&self, roots: impl IntoIterator<Item = (PhysAddr, PagingMode)>) -> Result<Kernel, Failure> {
+        let roots: Vec<_> = roots.into_iter().collect();
+        self.first_of(&roots, |&(root, mode)| assemble::kernel(self.vmi, self.options, &KernelImage::map(self.vmi, root, mode)?))
+    }
+
+    /// The first success, else the failure that got furthest.
+    fn first_of<T>(&self, items: &[T], mut kernel: impl FnMut(&T) -> Result<Kernel, Failure>) -> Result<Kernel, Failure> {
+        let mut furthest = Failure::NotThere("nothing in memory looks like it");
+        for item in items {
+            match kernel(item) {
+                Ok(kernel) => return Ok(kernel),
+                Err(failure) if failure.progress() >= furthest.progress() => furthest = failure,
+                Err(_) => {}
+            }
+        }
+        Err(furthest)
+    }
 }

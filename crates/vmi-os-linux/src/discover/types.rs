@@ -5,7 +5,11 @@ use std::sync::Arc;
 use vmi_arch_x86::X86Driver;
 use vmi_core::{ErrorKind, Paging, Result, Symbols, Type, TypeId, TypeSource, Vmi};
 
-use super::image::KernelImage;
+use super::image::{self, KernelImage};
+use crate::btf::{self, Btf};
+
+/// Places in one range that look like the start of BTF and are looked at.
+const MAX_HEADERS: usize = 64;
 
 /// A kernel without type information.
 #[derive(Debug)]
@@ -35,14 +39,45 @@ impl TypeSource for NoTypes {
     }
 }
 
+/// No types: what asks for one is told what to supply.
+pub(super) fn none(image: &KernelImage) -> Arc<dyn TypeSource> {
+    Arc::new(NoTypes { pointer_size: image.mode.pointer_size() as u64 })
+}
+
 /// The types that the image holds.
 pub(super) fn in_image<D: X86Driver>(
-    _vmi: &Vmi<D>,
+    vmi: &Vmi<D>,
     image: &KernelImage,
-    _symbols: &Symbols,
+    symbols: &Symbols,
     remarks: &mut Vec<String>,
-) -> Arc<dyn TypeSource> {
-    let none = NoTypes { pointer_size: image.mode.pointer_size() as u64 };
-    remarks.push(none.origin());
-    Arc::new(none)
+) -> Option<Arc<dyn TypeSource>> {
+    let btf = btf_by_name(vmi, image, symbols, remarks).or_else(|| btf_by_content(vmi, image))?;
+    Some(Arc::new(btf.with_origin("BTF in guest memory")))
+}
+
+/// The BTF that the symbols name.
+fn btf_by_name<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage, symbols: &Symbols, remarks: &mut Vec<String>) -> Option<Btf> {
+    let start = symbols.find("__start_BTF")?.address;
+    let len = symbols.find("__stop_BTF")?.address.offset_from(start).filter(|&len| len <= btf::MAX_LEN as u64)?;
+    let bytes = image::bytes(vmi, image.locate(start)?, len);
+    match Btf::parse(&*bytes, image.mode.pointer_size() as u64) {
+        Ok(btf) => Some(btf),
+        Err(error) => {
+            remarks.push(format!("the BTF at __start_BTF ({start}) is broken: {error}"));
+            None
+        }
+    }
+}
+
+/// The largest BTF among the image's constants, for kernels whose symbols name code only.
+fn btf_by_content<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage) -> Option<Btf> {
+    image.constants_first().iter().filter(|range| !range.write).find_map(|range| {
+        let bytes = range.bytes(vmi);
+        let mut found: Vec<_> = btf::find_headers(&bytes).take(MAX_HEADERS).collect();
+        found.sort_by_key(|candidate| core::cmp::Reverse(candidate.len));
+        found.into_iter().find_map(|candidate| {
+            let end = candidate.offset.checked_add(candidate.len)?;
+            Btf::parse(bytes.get(candidate.offset..end)?, image.mode.pointer_size() as u64).ok()
+        })
+    })
 }

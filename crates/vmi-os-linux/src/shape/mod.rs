@@ -4,14 +4,22 @@
 //! all tasks of the machine and must be the only one that looks like it; what is in doubt is left out and named in
 //! [`Inferred::remarks`]. Kernels whose structures are shuffled (`CONFIG_RANDSTRUCT`) are not understood.
 
+mod area_fields;
+mod areas;
+mod credentials;
 mod findings;
+mod init_mm;
+mod maple_tree;
 mod page_tables;
 mod sample;
 mod search;
 mod task_fields;
 mod task_list;
+mod task_state;
 mod tasks;
+mod thread_group;
 mod types;
+mod user_ranges;
 mod view;
 
 use vmi_arch_x86::{PagingMode, X86Driver};
@@ -21,7 +29,6 @@ pub use types::InferredTypes;
 
 use findings::Findings;
 use tasks::Tasks;
-use types::Kind;
 
 /// What is known of the kernel beforehand. All of it may be missing.
 #[derive(Clone, Copy, Debug)]
@@ -88,24 +95,35 @@ pub enum ShapeError {
 /// What was found missing: see [`ShapeError`].
 pub fn infer<D: X86Driver>(vmi: &Vmi<D>, hints: &Hints<'_>) -> Result<Inferred, ShapeError> {
     let list = task_list::find(vmi, hints)?;
+    let view = &list.view;
     let tasks = Tasks::read(&list)?;
-    let mut findings = Findings::new(list.view.width());
-    let mm = task_fields::infer(&list.view, &tasks, &mut findings);
-    let spaces = page_tables::find(vmi, &list.view, &tasks, &mm).ok_or(ShapeError::NoPageTables)?;
-    findings.add("task_struct", "mm", spaces.mm, Kind::Pointer);
-    findings.add("task_struct", "active_mm", spaces.mm.saturating_add(tasks.sample.width), Kind::Pointer);
-    findings.add("mm_struct", "pgd", spaces.pgd, Kind::Pointer);
-    findings.symbols.push(("init_task".to_owned(), VirtAddr::new(tasks.init_task())));
-    let root = match hints.tables {
-        Some((_, root)) => root,
-        None => spaces.init_root(&list.view).ok_or(ShapeError::NoPageTables)?,
-    };
-    let mut remarks = vec![format!(
-        "the kernel describes itself by nothing: its tasks were found by content and its structures inferred by shape, from {} tasks",
-        tasks.sample.objects.len()
-    )];
-    if !findings.missing.is_empty() {
-        remarks.push(format!("not inferred: {}", findings.missing.join(", ")));
+    let mut findings = Findings::new(view.width());
+    let found = task_fields::infer(view, &tasks, &mut findings);
+    let spaces = page_tables::find(vmi, view, &tasks, &found.mm).ok_or(ShapeError::NoPageTables)?;
+    spaces.record(&mut findings);
+    task_state::infer(&tasks.sample, spaces.mm, &mut findings);
+    credentials::infer(view, &tasks, &mut findings);
+    if let Some(leader) = found.group_leader {
+        thread_group::infer(view, &tasks, leader, &mut findings);
     }
+    let init_task = tasks.init_task();
+    findings.symbol("init_task", VirtAddr::new(init_task));
+    let ranges = user_ranges::infer(&spaces, &mut findings);
+    if let Some(ranges) = &ranges {
+        let areas = areas::find(view, &spaces, ranges, &mut findings);
+        area_fields::infer(view, &areas, &mut findings);
+    }
+    let init_mm = ranges.and_then(|ranges| init_mm::find(vmi, view, &spaces, ranges.start_code, init_task));
+    if let Some((at, _)) = init_mm {
+        findings.symbol("init_mm", at);
+    }
+    let root = match (hints.tables, init_mm) {
+        (_, Some((_, root))) | (Some((_, root)), None) => root,
+        (None, None) => {
+            findings.remark("the kernel's own page tables were not found: those of process 1 stand in for them");
+            spaces.init_root(view).ok_or(ShapeError::NoPageTables)?
+        }
+    };
+    let remarks = findings.remarks(tasks.sample.objects.len());
     Ok(Inferred { types: findings.types, symbols: findings.symbols, mode: spaces.mode, root, remarks })
 }

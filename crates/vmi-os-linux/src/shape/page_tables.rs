@@ -7,8 +7,10 @@ use rustc_hash::FxHashSet;
 use vmi_arch_x86::{PagingMode, X86Driver};
 use vmi_core::{Paging, PhysAddr, VirtAddr, Vmi};
 
+use super::findings::Findings;
 use super::sample::{Object, Sample};
 use super::tasks::Tasks;
+use super::types::Kind;
 use super::view::View;
 
 /// Bytes of each `mm_struct` that are judged. Measured: `pgd` at 0x28 to 0x78, `env_end` at up to 0x2f0 (kernels 5.10 to 7.2).
@@ -33,9 +35,20 @@ pub(super) struct Spaces {
 }
 
 impl Spaces {
+    pub(super) fn record(&self, findings: &mut Findings) {
+        findings.add("task_struct", "mm", self.mm, Kind::Pointer);
+        findings.add("task_struct", "active_mm", self.mm.saturating_add(self.sample.width), Kind::Pointer);
+        findings.add("mm_struct", "pgd", self.pgd, Kind::Pointer);
+    }
+
     /// The root table of init, which maps the kernel as every other does.
     pub(super) fn init_root<D: X86Driver>(&self, view: &View<'_, D>) -> Option<PhysAddr> {
         view.locate(self.sample.objects.first()?.word(self.pgd, self.sample.width)?)
+    }
+
+    /// Whether the table at `root` maps the kernel where it is.
+    pub(super) fn is_root<D: X86Driver>(&self, vmi: &Vmi<D>, root: PhysAddr) -> bool {
+        maps(vmi, self.mode, root, &self.known)
     }
 }
 
@@ -79,8 +92,17 @@ pub(super) fn find<D: X86Driver>(vmi: &Vmi<D>, view: &View<'_, D>, tasks: &Tasks
 fn address_spaces<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, mm: usize) -> Sample {
     let mut seen = FxHashSet::default();
     let different = tasks.sample.words(mm).flatten().filter(|&at| at != 0 && seen.insert(at)).take(MAX_SPACES);
-    let objects = different.filter_map(|at| Some(Object { at, bytes: view.bytes(at, MM_SIZE)? })).collect();
+    let at: Vec<u64> = different.collect();
+    let size = least_distance(&at).map_or(MM_SIZE, |distance| MM_SIZE.min(distance as usize));
+    let objects = at.into_iter().filter_map(|at| Some(Object { at, bytes: view.bytes(at, size)? })).collect();
     Sample { width: view.width(), objects }
+}
+
+/// The least distance between two structures of one kind: neither is longer than that. What follows is the next one's.
+fn least_distance(at: &[u64]) -> Option<u64> {
+    let mut sorted = at.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).filter_map(|pair| pair.last()?.checked_sub(*pair.first()?)).min()
 }
 
 /// Where the tables are that the pointers at `pgd` name, if they are all different and aligned as root tables.

@@ -53,16 +53,16 @@ impl Sample {
     pub(super) fn words(&self, offset: usize) -> impl Iterator<Item = Option<u64>> {
         self.objects.iter().map(move |object| object.word(offset, self.width))
     }
+}
 
-    /// The only offset in `range`, a multiple of `step`, that passes.
-    pub(super) fn only(&self, range: Range<usize>, step: usize, mut test: impl FnMut(usize) -> bool) -> Result<usize, Doubt> {
-        let first = range.start.next_multiple_of(step);
-        let mut passed = (first..range.end).step_by(step).filter(|&offset| test(offset));
-        match (passed.next(), passed.next()) {
-            (Some(offset), None) => Ok(offset),
-            (Some(first), Some(second)) => Err(Doubt::Several(first, second)),
-            (None, _) => Err(Doubt::None),
-        }
+/// The only offset in `range`, a multiple of `step`, that passes.
+pub(super) fn only(range: Range<usize>, step: usize, mut test: impl FnMut(usize) -> bool) -> Result<usize, Doubt> {
+    let first = range.start.next_multiple_of(step);
+    let mut passed = (first..range.end).step_by(step).filter(|&offset| test(offset));
+    match (passed.next(), passed.next()) {
+        (Some(offset), None) => Ok(offset),
+        (Some(first), Some(second)) => Err(Doubt::Several(first, second)),
+        (None, _) => Err(Doubt::None),
     }
 }
 

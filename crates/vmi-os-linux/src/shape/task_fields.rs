@@ -8,7 +8,7 @@ use rustc_hash::FxHashSet;
 use vmi_arch_x86::X86Driver;
 
 use super::findings::Findings;
-use super::sample::{Doubt, Object, Sample};
+use super::sample::{Doubt, Object, Sample, only};
 use super::task_list::COMM_LEN;
 use super::tasks::{Tasks, is_task};
 use super::types::Kind;
@@ -21,17 +21,25 @@ const SIGCHLD: u32 = 17;
 /// `EXIT_DEAD | EXIT_ZOMBIE` (kernel: include/linux/sched.h, since 3.15).
 const EXIT_BITS: u32 = 0x30;
 
-/// Infers what can be had of `task_struct`, and says which members may be `mm`.
-pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, findings: &mut Findings) -> Vec<usize> {
+/// Offsets in `task_struct` that further steps need.
+#[derive(Debug)]
+pub(super) struct TaskFields {
+    pub(super) group_leader: Option<usize>,
+    /// Which members may be `mm`.
+    pub(super) mm: Vec<usize>,
+}
+
+/// Infers the members between `tasks` and `comm` that need no more than the tasks themselves.
+pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, findings: &mut Findings) -> TaskFields {
     let sample = &tasks.sample;
     let width = sample.width;
     findings.add("task_struct", "tasks", tasks.tasks, Kind::Structure("list_head"));
     findings.add("task_struct", "comm", tasks.comm, Kind::Bytes(COMM_LEN as u64));
 
-    let leader =
-        sample.only(tasks.real_parent..tasks.comm, width, |offset| sample.all(|task| Some(task.word(offset, width)? == task.at)));
-    let leader = findings.record("task_struct", "group_leader", leader, Kind::Pointer);
-    parents(view, tasks, leader, findings);
+    let group_leader =
+        only(tasks.real_parent..tasks.comm, width, |offset| sample.all(|task| Some(task.word(offset, width)? == task.at)));
+    let group_leader = findings.record("task_struct", "group_leader", group_leader, Kind::Pointer);
+    parents(view, tasks, group_leader, findings);
 
     let pid = findings.record("task_struct", "pid", pid(tasks), Kind::Number(4));
     if let Some(pid) = pid {
@@ -42,11 +50,11 @@ pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, findings: &
     if let Some(&mm) = mm.first() {
         findings.record("task_struct", "exit_state", exit_state(sample, mm, before_pid), Kind::Number(4));
     }
-    let start = sample.only(tasks.real_parent..tasks.comm, width, |offset| is_start_time(sample, offset));
+    let start = only(tasks.real_parent..tasks.comm, width, |offset| is_start_time(sample, offset));
     if let Some(start) = findings.record("task_struct", "start_time", start, Kind::Number(8)) {
         findings.add("task_struct", "start_boottime", start.saturating_add(8), Kind::Number(8));
     }
-    mm
+    TaskFields { group_leader, mm }
 }
 
 fn parents<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, leader: Option<usize>, findings: &mut Findings) {
@@ -64,7 +72,7 @@ fn parents<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, leader: Option<usize
 /// 0, 1 and 2 in the first three tasks, different in all, and equal to `tgid` behind it, as only leaders are in the list.
 fn pid(tasks: &Tasks) -> Result<usize, Doubt> {
     let sample = &tasks.sample;
-    sample.only(tasks.tasks..tasks.real_parent, 4, |offset| {
+    only(tasks.tasks..tasks.real_parent, 4, |offset| {
         let mut seen = FxHashSet::default();
         let first = sample.objects.iter().zip(0..3).all(|(task, pid)| task.u32(offset) == Some(pid));
         first
@@ -97,7 +105,7 @@ fn exit_state(sample: &Sample, mm: usize, end: usize) -> Result<usize, Doubt> {
     let count = sample.objects.len();
     let width = sample.width;
     let start = mm.saturating_add(width.saturating_mul(2));
-    sample.only(start..end.saturating_sub(8), 4, |offset| {
+    only(start..end.saturating_sub(8), 4, |offset| {
         let Some(signal) = offset.checked_add(8) else { return false };
         let usual = sample.count(|task| Some(task.u32(signal)? == SIGCHLD));
         let sound = |task: &Object| {

@@ -12,6 +12,8 @@ pub(super) enum Kind {
     Structure(&'static str),
     /// An array of bytes.
     Bytes(u64),
+    /// An array of numbers as wide as a pointer.
+    Words(u64),
 }
 
 /// The structures and members of a kernel that were inferred by shape, and the fixed ones that they are made of.
@@ -45,6 +47,7 @@ impl InferredTypes {
         match kind {
             Kind::Pointer => self.pointer_size,
             Kind::Number(size) | Kind::Bytes(size) => size,
+            Kind::Words(count) => count.saturating_mul(self.pointer_size),
             Kind::Structure(name) => match self.find(name).map(|id| self.get(id)) {
                 Some(Ok(Type::Structure(structure))) => structure.size,
                 _ => 0,
@@ -65,6 +68,7 @@ impl InferredTypes {
             Kind::Pointer => Type::Pointer { target: self.push_once(Type::Void) },
             Kind::Number(size) => number(size),
             Kind::Bytes(count) => Type::Array { element: self.push_once(number(1)), count },
+            Kind::Words(count) => Type::Array { element: self.push_once(number(self.pointer_size)), count },
         };
         self.push_once(ty)
     }

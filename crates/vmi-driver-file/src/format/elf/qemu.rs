@@ -1,6 +1,6 @@
 //! QEMU's note on a vCPU: `QEMUCPUState` in QEMU, target/i386/arch_dump.c.
 
-use vmi_arch_x86::{Registers, Segment, Table};
+use vmi_arch_x86::{Registers, Segment, SegmentAttributes, Table};
 use vmi_core::VirtAddr;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -39,7 +39,12 @@ impl CpuSegment {
     fn segment(self) -> Option<Segment> {
         // Selectors have 16 bits; the note keeps them in 32.
         let selector = u16::try_from(self.selector.get() & 0xffff).ok()?;
-        Some(Segment { selector, base: self.base.get(), limit: self.limit.get(), attributes: Some(self.flags.get()) })
+        Some(Segment {
+            selector,
+            base: self.base.get(),
+            limit: self.limit.get(),
+            attributes: Some(SegmentAttributes::from_descriptor(self.flags.get())),
+        })
     }
 
     fn table(self) -> Option<Table> {

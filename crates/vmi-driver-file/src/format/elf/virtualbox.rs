@@ -1,6 +1,6 @@
 //! VirtualBox's note on a vCPU: `DBGFCORECPU` in VirtualBox, include/VBox/vmm/dbgfcorefmt.h. The best register set of any image.
 
-use vmi_arch_x86::{Registers, Segment, Table};
+use vmi_arch_x86::{Registers, Segment, SegmentAttributes, Table};
 use vmi_core::VirtAddr;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -60,7 +60,7 @@ impl Selector {
             selector: self.selector.get(),
             base: self.base.get(),
             limit: self.limit.get(),
-            attributes: Some(self.attributes.get()),
+            attributes: Some(SegmentAttributes::from_access_rights(self.attributes.get())),
         })
     }
 }

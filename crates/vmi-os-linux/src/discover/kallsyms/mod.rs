@@ -109,6 +109,14 @@ impl<'b> Table<'b> {
     }
 }
 
+/// Whether the index of a token table follows the digit tokens at `digits`: a check that needs only their surroundings.
+///
+/// # Errors
+/// [`Reject::Index`] if not.
+pub fn has_index(bytes: &[u8], digits: usize) -> Result<(), Reject> {
+    Tokens::locate(bytes, digits).map(drop)
+}
+
 /// The little-endian number of `N` bytes at `at`.
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk::<N>().copied()

@@ -1,0 +1,131 @@
+//! A Linux guest as the rows that all operating systems share.
+
+use vmi_arch_x86::X86Driver;
+use vmi_core::{
+    AddressSpace, Error, Guest, LogRecord, Memory, MemoryArea, Module, Process, Result, Rows, Symbols, Thread, Translation,
+    VirtAddr,
+};
+
+use crate::list::rows;
+use crate::{Linux, Task};
+
+/// `Some` of what could be read, `None` where this guest's types do not describe it.
+fn known<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.kind(), vmi_core::ErrorKind::NoType { .. } | vmi_core::ErrorKind::NoSymbol { .. }) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`known`], with user memory that is not there (paged out, or never touched) as `None` too.
+fn present<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.is_absent() => Ok(None),
+        other => known(other),
+    }
+}
+
+impl<D: X86Driver> Task<'_, '_, D> {
+    /// The process as a row.
+    fn row(&self) -> Result<Process> {
+        let mut row = Process::new(self.tgid()?, self.name()?, self.address());
+        row.parent_pid = known(self.parent_pid())?;
+        row.state = known(self.state())?;
+        row.uid = known(self.uid())?;
+        row.gid = known(self.gid())?;
+        row.kernel = self.is_kernel_thread()?;
+        row.page_table = known(self.page_table())?.flatten();
+        if let (Some(start), Some(boot)) = (known(self.start_time())?, known(self.linux.boot_time())?) {
+            row.started = boot.checked_add(start);
+        }
+        if self.mm()?.is_some() {
+            row.command_line = present(self.command_line())?;
+        }
+        Ok(row)
+    }
+
+    /// The thread as a row.
+    fn thread_row(&self) -> Result<Thread> {
+        let mut row = Thread::new(self.pid()?, self.tgid()?, self.name()?, self.address());
+        row.state = known(self.state())?;
+        Ok(row)
+    }
+}
+
+impl<'v, D: X86Driver> Linux<'v, D> {
+    /// The memory of a process, or of the kernel if `pid` is `None`.
+    fn with_space<T>(&self, pid: Option<u32>, read: impl FnOnce(&AddressSpace<'v, D>) -> Result<T>) -> Result<T> {
+        let Some(pid) = pid else { return read(&self.space) };
+        let space = self.process(pid)?.address_space()?;
+        let nothing = || Error::from(vmi_core::ErrorKind::NoObject { what: format!("user memory of process {pid}") });
+        read(&space.ok_or_else(nothing)?)
+    }
+}
+
+impl<D: X86Driver> Guest for Linux<'_, D> {
+    fn version(&self) -> String {
+        let release = self.banner().strip_prefix("Linux version ").and_then(|rest| rest.split(' ').next());
+        format!("Linux {}", release.unwrap_or("of an unknown version"))
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        let layout = &self.layout;
+        let features = [
+            ("the states of processes", layout.task.state),
+            ("the parents of processes", layout.task.real_parent),
+            ("the users of processes", layout.cred.euid),
+            ("the start of processes", layout.task.start),
+            ("threads", layout.signal.thread_head),
+            ("command lines", layout.mm.arg_start),
+            ("memory areas", layout.area.start),
+            ("modules", layout.module.list),
+        ];
+        let lacking: Vec<_> = features.into_iter().filter(|(_, member)| !member.exists()).map(|(feature, _)| feature).collect();
+        let mut remarks = self.kernel().remarks.clone();
+        if !lacking.is_empty() {
+            remarks.push(format!("the type information says nothing about {}", lacking.join(", ")));
+        }
+        remarks
+    }
+
+    fn processes(&self) -> Rows<'_, Process> {
+        Box::new(Linux::processes(self).map(|task| task?.row()))
+    }
+
+    fn threads(&self) -> Rows<'_, Thread> {
+        Box::new(Linux::threads(self).map(|task| task?.thread_row()))
+    }
+
+    fn modules(&self) -> Rows<'_, Module> {
+        Box::new(Linux::modules(self).map(|module| {
+            let module = module?;
+            let (base, size) = module.place()?;
+            let mut row = Module::new(module.name()?, base, size, module.address());
+            row.references = module.references()?;
+            Ok(row)
+        }))
+    }
+
+    fn memory_areas(&self, pid: u32) -> Rows<'_, MemoryArea> {
+        Box::new(rows(self.process(pid).map(|task| task.memory_areas())))
+    }
+
+    fn kernel_log(&self) -> Rows<'_, LogRecord> {
+        Box::new(Linux::kernel_log(self))
+    }
+
+    fn symbols(&self) -> &Symbols {
+        Linux::symbols(self)
+    }
+
+    fn translate(&self, pid: Option<u32>, at: VirtAddr) -> Result<Translation> {
+        self.with_space(pid, |space| space.translate(at))
+    }
+
+    fn read_virtual(&self, pid: Option<u32>, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
+        self.with_space(pid, |space| space.read_into(at, buf))
+    }
+}

@@ -1,0 +1,26 @@
+//! The kernel's log: what dmesg prints. Its form changed in 5.10.
+
+mod record_buffer;
+mod ring_buffer;
+
+use vmi_arch_x86::X86Driver;
+use vmi_core::{LogRecord, Result};
+
+use crate::Linux;
+use crate::list::rows;
+
+use record_buffer::RecordBuffer;
+use ring_buffer::RingBuffer;
+
+impl<D: X86Driver> Linux<'_, D> {
+    /// The kernel's log, oldest record first.
+    ///
+    /// A record that is being written, or that a running guest overwrote while it was read, is left out; its sequence number is
+    /// missing then. One that contradicts itself is an error item.
+    pub fn kernel_log(&self) -> impl Iterator<Item = Result<LogRecord>> {
+        let ring = self.layout.log.descriptors.exists();
+        let new = ring.then(|| rows(RingBuffer::new(self)));
+        let old = (!ring).then(|| rows(RecordBuffer::new(self)));
+        new.into_iter().flatten().chain(old.into_iter().flatten())
+    }
+}

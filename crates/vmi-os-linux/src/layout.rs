@@ -1,0 +1,302 @@
+//! Where the members of the kernel's structures are, resolved once at attach.
+//!
+//! Kernels differ by which members they have, and that is what decides here, never a version number. A member that the type
+//! information does not describe disables only what needs it: using it is an error that names it.
+
+use vmi_core::{ErrorKind, Field, Result, TypeSource, VirtAddr};
+
+/// A member of a structure (or a structure as a whole, at offset zero): its place, or its name for the error.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Member {
+    name: &'static str,
+    field: Option<Field>,
+}
+
+impl Member {
+    /// The first of `paths` that `structure` has; the structure itself if there are none.
+    fn resolve(types: &dyn TypeSource, name: &'static str, structure: &str, paths: &[&str]) -> Self {
+        let whole = || {
+            let ty = types.find(structure)?;
+            Some(Field { offset: 0, size: types.size_of(ty).ok()?, bits: None, ty })
+        };
+        let field = match paths {
+            [] => whole(),
+            _ => paths.iter().find_map(|path| types.field(structure, path).ok()),
+        };
+        Self { name, field }
+    }
+
+    /// Whether this kernel has the member.
+    pub(crate) fn exists(self) -> bool {
+        self.field.is_some()
+    }
+
+    /// Offset in bytes from the start of the structure.
+    #[inline]
+    pub(crate) fn offset(self) -> Result<u64> {
+        match self.field {
+            Some(field) => Ok(field.offset),
+            None => Err(self.missing()),
+        }
+    }
+
+    /// Size in bytes.
+    pub(crate) fn size(self) -> Result<u64> {
+        Ok(self.field.ok_or_else(|| self.missing())?.size)
+    }
+
+    /// Where the member of the object at `object` is.
+    #[inline]
+    pub(crate) fn of(self, object: VirtAddr) -> Result<VirtAddr> {
+        Ok(object.wrapping_add(self.offset()?))
+    }
+
+    /// The object whose member is at `member`.
+    #[inline]
+    pub(crate) fn owner(self, member: VirtAddr) -> Result<VirtAddr> {
+        Ok(member.wrapping_sub(self.offset()?))
+    }
+
+    /// The value of a bitfield in the byte that was read at its offset; other members are that byte.
+    pub(crate) fn bits(self, byte: u8) -> u8 {
+        let Some((lowest, width)) = self.field.and_then(|field| field.bits) else { return byte };
+        let mask = 1u8.checked_shl(width).map_or(u8::MAX, |above| above.wrapping_sub(1));
+        byte.wrapping_shr(lowest) & mask
+    }
+
+    #[cold]
+    fn missing(self) -> vmi_core::Error {
+        let why = "the type information of this guest does not describe it; \
+                   a vmlinux with DWARF or a Volatility symbol file of the same kernel would";
+        ErrorKind::NoType { name: self.name.to_owned(), why: why.to_owned() }.into()
+    }
+}
+
+macro_rules! layout {
+    ($($(#[$doc:meta])* $group:ident: $layout:ident = $structure:literal { $($member:ident $(: $($path:literal)|+)?,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Debug)]
+            pub(crate) struct $layout { $(pub(crate) $member: Member,)* }
+        )*
+
+        /// The members of all structures that this crate reads.
+        #[derive(Clone, Debug)]
+        pub(crate) struct Layout { $(pub(crate) $group: $layout,)* }
+
+        impl Layout {
+            pub(crate) fn new(types: &dyn TypeSource) -> Self {
+                Self {
+                    $($group: $layout {
+                        $($member: Member::resolve(
+                            types,
+                            layout!(@name $structure $(, $($path),+)?),
+                            $structure,
+                            &[$($($path),+)?],
+                        ),)*
+                    },)*
+                }
+            }
+        }
+    };
+    (@name $structure:literal) => { concat!("struct ", $structure) };
+    (@name $structure:literal, $first:literal $(, $other:literal)*) => { concat!($structure, ".", $first) };
+}
+
+layout! {
+    /// include/linux/sched.h. `state` became `__state` and half as long in 5.14 (commit 2f064a59a11f); `real_start_time` became
+    /// `start_boottime` in 5.5 (commit cf25e24db61c).
+    task: TaskLayout = "task_struct" {
+        tasks: "tasks",
+        pid: "pid",
+        tgid: "tgid",
+        comm: "comm",
+        state: "__state" | "state",
+        exit_state: "exit_state",
+        flags: "flags",
+        real_parent: "real_parent",
+        real_cred: "real_cred",
+        signal: "signal",
+        thread_node: "thread_node",
+        mm: "mm",
+        start: "start_boottime" | "real_start_time",
+    }
+    /// include/linux/sched/signal.h.
+    signal: SignalLayout = "signal_struct" {
+        thread_head: "thread_head",
+    }
+    /// include/linux/cred.h.
+    cred: CredLayout = "cred" {
+        euid: "euid",
+        egid: "egid",
+    }
+    /// include/linux/mm_types.h. The list `mmap` gave way to the maple tree `mm_mt` in 6.1 (commits d4af56c5c7c6, 763ecb035029).
+    mm: MmLayout = "mm_struct" {
+        pgd: "pgd",
+        mmap: "mmap",
+        maple_root: "mm_mt.ma_root",
+        arg_start: "arg_start",
+        arg_end: "arg_end",
+        env_start: "env_start",
+        env_end: "env_end",
+        start_brk: "start_brk",
+        brk: "brk",
+        start_stack: "start_stack",
+        exe_file: "exe_file",
+    }
+    /// include/linux/mm_types.h. `anon_name` exists since 5.17 (commit 9a10064f5625) if CONFIG_ANON_VMA_NAME is set. Until 6.2 (commit
+    /// d09e8ca6cb93) it shared its place with `shared`, which is what an area of a file has there.
+    area: AreaLayout = "vm_area_struct" {
+        start: "vm_start",
+        end: "vm_end",
+        next: "vm_next",
+        flags: "vm_flags",
+        offset: "vm_pgoff",
+        file: "vm_file",
+        ops: "vm_ops",
+        private_data: "vm_private_data",
+        anon_name: "anon_name",
+        shared: "shared",
+    }
+    /// include/linux/mm_inline.h.
+    anon_name: AnonNameLayout = "anon_vma_name" {
+        name: "name",
+    }
+    /// include/linux/mm.h.
+    area_ops: AreaOpsLayout = "vm_operations_struct" {
+        name: "name",
+    }
+    /// include/linux/mm_types.h.
+    special_mapping: SpecialMappingLayout = "vm_special_mapping" {
+        name: "name",
+    }
+    /// include/linux/fs.h.
+    file: FileLayout = "file" {
+        mount: "f_path.mnt",
+        dentry: "f_path.dentry",
+    }
+    /// include/linux/dcache.h.
+    dentry: DentryLayout = "dentry" {
+        parent: "d_parent",
+        name: "d_name.name",
+        name_len: "d_name.len",
+        hash_back: "d_hash.pprev",
+        ops: "d_op",
+        inode: "d_inode",
+    }
+    /// include/linux/dcache.h.
+    dentry_ops: DentryOpsLayout = "dentry_operations" {
+        name: "d_dname",
+    }
+    /// include/linux/fs.h.
+    inode: InodeLayout = "inode" {
+        number: "i_ino",
+    }
+    /// fs/mount.h.
+    mount: MountLayout = "mount" {
+        parent: "mnt_parent",
+        mountpoint: "mnt_mountpoint",
+        vfsmount: "mnt",
+    }
+    /// include/linux/mount.h.
+    vfsmount: VfsMountLayout = "vfsmount" {
+        root: "mnt_root",
+    }
+    /// include/linux/module.h. `core_layout` and `init_layout` (4.5, commit 7523e4dc5057) became the array `mem` in 6.4
+    /// (commit ac3b43283923).
+    module: ModuleLayout = "module" {
+        state: "state",
+        list: "list",
+        name: "name",
+        parts: "mem",
+        core_base: "core_layout.base",
+        core_size: "core_layout.size",
+        init_base: "init_layout.base",
+        init_size: "init_layout.size",
+        references: "refcnt",
+        kallsyms: "kallsyms",
+        exports: "syms",
+        exports_len: "num_syms",
+    }
+    /// include/linux/module.h, since 6.4.
+    part: PartLayout = "module_memory" {
+        whole,
+        base: "base",
+        size: "size",
+    }
+    /// include/linux/module.h. `typetab` exists since 5.2 (commit 1c7651f43777).
+    kallsyms: KallsymsLayout = "mod_kallsyms" {
+        symbols: "symtab",
+        symbols_len: "num_symtab",
+        names: "strtab",
+        kinds: "typetab",
+    }
+    /// include/linux/export.h, later kernel/module/internal.h. With CONFIG_HAVE_ARCH_PREL32_RELOCATIONS (x86-64 since 4.19, commit
+    /// 7290d5809571) the members are relative to themselves.
+    export: ExportLayout = "kernel_symbol" {
+        whole,
+        value: "value",
+        value_offset: "value_offset",
+        name: "name",
+        name_offset: "name_offset",
+    }
+    /// include/linux/bpf.h, since 5.7 (commit ecb60d1c6714).
+    bpf_symbol: BpfSymbolLayout = "bpf_ksym" {
+        start: "start",
+        name: "name",
+        list: "lnode",
+    }
+    /// kernel/bpf/btf.c, since 5.11 (commit 36e68442d1af).
+    btf_module: BtfModuleLayout = "btf_module" {
+        list: "list",
+        module: "module",
+        btf: "btf",
+    }
+    /// kernel/bpf/btf.c.
+    btf: BtfLayout = "btf" {
+        data: "data",
+        data_size: "data_size",
+    }
+    /// kernel/printk/printk_ringbuffer.h, since 5.10 (commit 896fbe20b4e2).
+    log: LogLayout = "printk_ringbuffer" {
+        count_bits: "desc_ring.count_bits",
+        descriptors: "desc_ring.descs",
+        infos: "desc_ring.infos",
+        head: "desc_ring.head_id",
+        tail: "desc_ring.tail_id",
+        text_bits: "text_data_ring.size_bits",
+        text: "text_data_ring.data",
+    }
+    /// kernel/printk/printk_ringbuffer.h.
+    log_descriptor: LogDescriptorLayout = "prb_desc" {
+        whole,
+        state: "state_var",
+        begin: "text_blk_lpos.begin",
+        next: "text_blk_lpos.next",
+    }
+    /// kernel/printk/printk_ringbuffer.h.
+    log_info: LogInfoLayout = "printk_info" {
+        whole,
+        sequence: "seq",
+        time: "ts_nsec",
+        len: "text_len",
+        level: "level",
+    }
+    /// kernel/printk/printk.c, before 5.10. `len` is of the whole record.
+    log_record: LogRecordLayout = "printk_log" {
+        whole,
+        time: "ts_nsec",
+        len: "len",
+        text_len: "text_len",
+        level: "level",
+    }
+    /// include/linux/timekeeper_internal.h.
+    timekeeper: TimekeeperLayout = "timekeeper" {
+        real: "offs_real",
+        boot: "offs_boot",
+    }
+    /// kernel/time/timekeeping.c, a named type since 6.13.
+    tk_data: TkDataLayout = "tk_data" {
+        timekeeper: "timekeeper",
+    }
+}

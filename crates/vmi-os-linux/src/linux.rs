@@ -1,0 +1,197 @@
+//! The handle on a Linux guest.
+
+use core::fmt;
+use std::sync::{Arc, OnceLock};
+
+use vmi_arch_x86::X86Driver;
+use vmi_core::{AddressSpace, Error, Memory, PhysAddr, Result, Symbols, TypeSource, VirtAddr, Vmi};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::btf::Btf;
+use crate::layout::{Layout, Member};
+use crate::list::{List, rows};
+use crate::{Kernel, Task, discover};
+
+/// More tasks than a kernel can have (PID_MAX_LIMIT, include/linux/threads.h).
+const MAX_TASKS: usize = 1 << 22;
+/// Bytes of the banner that are compared at attach.
+const SWAPPER: &[u8] = b"swapper";
+
+/// A Linux guest: its processes, modules, log and symbols.
+///
+/// ```no_run
+/// # fn list<D: vmi_arch_x86::X86Driver>(vmi: &vmi_core::Vmi<D>) -> Result<(), Box<dyn std::error::Error>> {
+/// use vmi_os_linux::Linux;
+///
+/// let linux = Linux::attach(vmi)?;
+/// for task in linux.processes() {
+///     let task = task?;
+///     println!("{:>6} {:>6} {}", task.pid()?, task.parent_pid()?, task.name()?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Linux<'v, D: X86Driver> {
+    pub(crate) space: AddressSpace<'v, D>,
+    pub(crate) layout: Layout,
+    kernel: Kernel,
+    init_task: VirtAddr,
+    all_symbols: OnceLock<(Symbols, Vec<String>)>,
+    /// The kernel's BTF, once types of a module were asked for.
+    pub(crate) base_btf: OnceLock<Arc<Btf>>,
+}
+
+/// Why a machine could not be read as a Linux guest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// No kernel was found.
+    #[error(transparent)]
+    Discover(#[from] discover::DiscoverError),
+    /// A kernel was found, but its first task is not where the symbols and types say.
+    #[error("the kernel's first task cannot be read: {source}; the symbols or types may belong to another kernel")]
+    FirstTask {
+        /// What failed.
+        #[source]
+        source: Error,
+    },
+}
+
+impl<'v, D: X86Driver> Linux<'v, D> {
+    /// Finds the kernel in the machine's memory. Nothing else is needed; see [`discover`].
+    ///
+    /// # Errors
+    /// [`AttachError::Discover`] if there is no Linux kernel or it cannot be made out, else as [`Linux::with_kernel`].
+    pub fn attach(vmi: &'v Vmi<D>) -> Result<Self, AttachError> {
+        Self::with_kernel(vmi, discover::find(vmi)?)
+    }
+
+    /// Reads the machine by a kernel that was found before, or put together from files.
+    ///
+    /// # Errors
+    /// [`AttachError::FirstTask`] if `init_task` is not there or is not named `swapper`.
+    pub fn with_kernel(vmi: &'v Vmi<D>, kernel: Kernel) -> Result<Self, AttachError> {
+        let space = vmi.address_space(kernel.root, kernel.mode);
+        let layout = Layout::new(&*kernel.types);
+        let init_task = kernel.symbols.address("init_task").map_err(|source| AttachError::FirstTask { source })?;
+        let linux = Self { space, layout, kernel, init_task, all_symbols: OnceLock::new(), base_btf: OnceLock::new() };
+        let check = || {
+            let at = linux.layout.task.comm.of(init_task)?;
+            if linux.space.read::<[u8; SWAPPER.len()]>(at)? == SWAPPER {
+                return Ok(());
+            }
+            Err(Error::corrupt("the first task is not named `swapper`", at))
+        };
+        check().map_err(|source| AttachError::FirstTask { source })?;
+        Ok(linux)
+    }
+
+    /// The machine.
+    pub fn vmi(&self) -> &'v Vmi<D> {
+        self.space.vmi()
+    }
+
+    /// What was found out about the kernel: banner, symbols without those of modules, types, remarks.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// The kernel's banner: `Linux version 6.1.0-50-cloud-amd64 (...) ...`.
+    pub fn banner(&self) -> &str {
+        &self.kernel.banner
+    }
+
+    /// The kernel's own address space.
+    pub fn kernel_space(&self) -> &AddressSpace<'v, D> {
+        &self.space
+    }
+
+    /// Layouts of the kernel's structures.
+    pub fn types(&self) -> &dyn TypeSource {
+        &*self.kernel.types
+    }
+
+    /// The symbols of the kernel and, in their present state, of its modules and BPF programs: what /proc/kallsyms holds.
+    ///
+    /// Modules are read at the first call, once. What of them could not be read is told by [`Linux::symbol_remarks`].
+    pub fn symbols(&self) -> &Symbols {
+        &self.all_symbols.get_or_init(|| self.read_all_symbols()).0
+    }
+
+    /// What could not be read of the modules' symbols, one sentence each.
+    pub fn symbol_remarks(&self) -> &[String] {
+        &self.all_symbols.get_or_init(|| self.read_all_symbols()).1
+    }
+
+    /// The processes in the order in which they started, kernel threads included; a process is its first thread.
+    ///
+    /// The idle task (pid 0), which is the head of the list and not part of it, is left out, as in /proc.
+    pub fn processes(&self) -> impl Iterator<Item = Result<Task<'_, 'v, D>>> {
+        let tasks = self.layout.task.tasks;
+        rows(tasks.of(self.init_task).map(|head| List::new(&self.space, head, "the task list", MAX_TASKS)))
+            .map(move |node| Ok(Task::new(self, tasks.owner(node?)?)))
+    }
+
+    /// All threads of all processes; those of a process follow each other, its first thread first.
+    pub fn threads(&self) -> impl Iterator<Item = Result<Task<'_, 'v, D>>> {
+        self.processes().flat_map(|process| rows(process.map(|process| process.threads())))
+    }
+
+    /// The process with this id.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoObject`](vmi_core::ErrorKind::NoObject) if there is none; the first error of the list.
+    pub fn process(&self, pid: u32) -> Result<Task<'_, 'v, D>> {
+        for task in self.processes() {
+            let task = task?;
+            if task.tgid()? == pid {
+                return Ok(task);
+            }
+        }
+        Err(vmi_core::ErrorKind::NoObject { what: format!("process {pid}") }.into())
+    }
+
+    /// The task whose `struct task_struct` is at `at`. Nothing is checked.
+    pub fn task_at(&self, at: VirtAddr) -> Task<'_, 'v, D> {
+        Task::new(self, at)
+    }
+
+    /// The task that a CPU runs when there is nothing to do, `init_task`: pid 0.
+    pub fn idle_task(&self) -> Task<'_, 'v, D> {
+        Task::new(self, self.init_task)
+    }
+
+    /// The address of a symbol of the kernel itself.
+    pub(crate) fn symbol(&self, name: &str) -> Result<VirtAddr> {
+        self.kernel.symbols.address(name)
+    }
+
+    /// Reads a member of the object at `object`.
+    #[inline]
+    pub(crate) fn read<T: FromBytes + IntoBytes>(&self, object: VirtAddr, member: Member) -> Result<T> {
+        self.space.read(member.of(object)?)
+    }
+
+    /// Reads a pointer, or a number as wide as one, of the object at `object`.
+    #[inline]
+    pub(crate) fn pointer(&self, object: VirtAddr, member: Member) -> Result<VirtAddr> {
+        self.space.read_pointer(member.of(object)?)
+    }
+
+    /// As [`Linux::pointer`], with a null pointer as `None`.
+    #[inline]
+    pub(crate) fn pointer_or_null(&self, object: VirtAddr, member: Member) -> Result<Option<VirtAddr>> {
+        Ok(Some(self.pointer(object, member)?).filter(|pointer| !pointer.is_null()))
+    }
+
+    /// Where the kernel's own pointer `at` leads in guest-physical memory.
+    pub(crate) fn physical(&self, at: VirtAddr) -> Result<PhysAddr> {
+        Ok(self.space.translate(at)?.at)
+    }
+}
+
+impl<D: X86Driver> fmt::Debug for Linux<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Linux").field("banner", &self.kernel.banner).field("space", &self.space).finish_non_exhaustive()
+    }
+}

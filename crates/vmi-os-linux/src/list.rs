@@ -1,0 +1,164 @@
+//! The kernel's circular lists (`struct list_head`, include/linux/types.h).
+
+use core::fmt;
+use core::iter::FusedIterator;
+
+use vmi_core::{AddressSpace, Driver, Error, ErrorKind, Result, VirtAddr};
+
+/// A walk over the nodes of a circular list, without its head.
+///
+/// A list that does not lead back to its head ends in an error: where memory ends, after `limit` nodes, or when it runs in a circle
+/// that leaves out the head. The circle is found by Brent's algorithm ("An improved Monte Carlo factorization algorithm", 1980), which
+/// costs one comparison a node; nodes of the circle can come up to three times before the error.
+///
+/// Only the forward pointers count: those backward are stale for a moment in every kernel that adds or removes a node.
+pub(crate) struct List<'a, 'v, D: Driver> {
+    space: &'a AddressSpace<'v, D>,
+    /// What is listed, for errors: `the task list`.
+    what: &'static str,
+    limit: usize,
+    head: VirtAddr,
+    here: VirtAddr,
+    count: usize,
+    /// A node passed before: the one whose number is the last power of two.
+    landmark: VirtAddr,
+    ended: bool,
+}
+
+impl<'a, 'v, D: Driver> List<'a, 'v, D> {
+    pub(crate) fn new(space: &'a AddressSpace<'v, D>, head: VirtAddr, what: &'static str, limit: usize) -> Self {
+        Self { space, what, limit, head, here: head, count: 0, landmark: head, ended: false }
+    }
+
+    /// The node behind `here`, or `None` at the end.
+    #[inline]
+    fn step(&mut self) -> Result<Option<VirtAddr>> {
+        let node = self.space.read_pointer(self.here)?;
+        if node == self.head {
+            return Ok(None);
+        }
+        if node == self.landmark {
+            return Err(Error::corrupt(format!("{} runs in a circle that leaves out its head", self.what), node));
+        }
+        if self.count == self.limit {
+            return Err(ErrorKind::Limit { what: self.what.to_owned(), limit: self.limit }.into());
+        }
+        self.count = self.count.wrapping_add(1);
+        if self.count.is_power_of_two() {
+            self.landmark = node;
+        }
+        self.here = node;
+        Ok(Some(node))
+    }
+}
+
+impl<D: Driver> Iterator for List<'_, '_, D> {
+    /// Where a node's `struct list_head` is.
+    type Item = Result<VirtAddr>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let step = self.step();
+        self.ended = !matches!(step, Ok(Some(_)));
+        step.transpose()
+    }
+}
+
+impl<D: Driver> FusedIterator for List<'_, '_, D> {}
+
+impl<D: Driver> fmt::Debug for List<'_, '_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("List")
+            .field("what", &self.what)
+            .field("head", &self.head)
+            .field("count", &self.count)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Rows whose start can fail already: that failure is the only row then.
+pub(crate) fn rows<T, I: Iterator<Item = Result<T>>>(start: Result<I>) -> impl Iterator<Item = Result<T>> {
+    let (rows, error) = match start {
+        Ok(rows) => (Some(rows), None),
+        Err(error) => (None, Some(Err(error))),
+    };
+    rows.into_iter().flatten().chain(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use vmi_core::synthetic::{SyntheticDriver, Unpaged};
+    use vmi_core::{PhysAddr, Vmi};
+
+    use super::*;
+
+    /// Walks a list whose head is at 0x1000 in memory that holds these pointers.
+    fn walk(pointers: &[(u64, u64)], limit: usize) -> (Vec<u64>, Option<ErrorKind>) {
+        let mut bytes = vec![0; 0x1000];
+        for (at, to) in pointers {
+            bytes[*at as usize - 0x1000..][..8].copy_from_slice(&to.to_le_bytes());
+        }
+        let vmi = Vmi::new(SyntheticDriver::new([(PhysAddr::new(0x1000), bytes)]));
+        let space = vmi.address_space(PhysAddr::ZERO, Unpaged);
+        let mut list = List::new(&space, VirtAddr::new(0x1000), "the list", limit);
+        let mut nodes = Vec::new();
+        let error = loop {
+            match list.next() {
+                Some(Ok(node)) => nodes.push(node.get()),
+                Some(Err(error)) => break Some(error),
+                None => break None,
+            }
+        };
+        assert!(list.next().is_none(), "nothing follows the end");
+        let kind = error.map(|error| match error.kind() {
+            ErrorKind::Corrupt { what, at } => ErrorKind::Corrupt { what: what.clone(), at: *at },
+            ErrorKind::Limit { what, limit } => ErrorKind::Limit { what: what.clone(), limit: *limit },
+            ErrorKind::Hole { at } => ErrorKind::Hole { at: *at },
+            other => panic!("{other}"),
+        });
+        (nodes, kind)
+    }
+
+    #[test]
+    fn a_whole_list() {
+        assert_eq!(walk(&[(0x1000, 0x1000)], 10).0, [0u64; 0]);
+        let (nodes, error) = walk(&[(0x1000, 0x1100), (0x1100, 0x1080), (0x1080, 0x1000)], 2);
+        assert_eq!(nodes, [0x1100, 0x1080]);
+        assert!(error.is_none(), "a list as long as the limit is whole");
+    }
+
+    /// LibVMI walks such a list for ever (its `linux_get_...` loops have no guard); vmi-rs does too.
+    #[test]
+    fn a_circle_without_the_head_is_an_error() {
+        for first in 0..40u64 {
+            for circle in 1..40u64 {
+                let node = |n: u64| 0x1000 + 16 * n;
+                let mut pointers: Vec<_> = (0..first + circle).map(|n| (node(n), node(n + 1))).collect();
+                pointers.push((node(first + circle), node(first + 1)));
+                let (nodes, error) = walk(&pointers, usize::MAX);
+                assert!(matches!(error, Some(ErrorKind::Corrupt { .. })), "{first} {circle}: {error:?}");
+                assert!(nodes.len() as u64 <= 3 * (first + circle) + 3, "{first} {circle}: {} nodes", nodes.len());
+            }
+        }
+    }
+
+    /// memflow ends its process list in silence at the first unreadable entry.
+    #[test]
+    fn a_list_into_a_hole_is_an_error_after_what_could_be_read() {
+        let (nodes, error) = walk(&[(0x1000, 0x1100), (0x1100, 0x9000)], 10);
+        assert_eq!(nodes, [0x1100, 0x9000]);
+        assert!(matches!(error, Some(ErrorKind::Hole { at }) if at == PhysAddr::new(0x9000)), "{error:?}");
+        let (_, error) = walk(&[(0x1000, 0x1100), (0x1100, 0)], 10);
+        assert!(matches!(error, Some(ErrorKind::Hole { at }) if at == PhysAddr::ZERO), "a null pointer: {error:?}");
+    }
+
+    #[test]
+    fn a_list_past_its_limit_is_an_error() {
+        let (nodes, error) = walk(&[(0x1000, 0x1100), (0x1100, 0x1080), (0x1080, 0x1000)], 1);
+        assert_eq!(nodes, [0x1100]);
+        assert!(matches!(error, Some(ErrorKind::Limit { limit: 1, .. })), "{error:?}");
+    }
+}

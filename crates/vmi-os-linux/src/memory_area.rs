@@ -1,0 +1,185 @@
+//! A process's memory areas: `struct vm_area_struct` (include/linux/mm_types.h).
+
+use core::fmt;
+
+use vmi_arch_x86::X86Driver;
+use vmi_core::{Error, ErrorKind, Memory, MemoryArea, PAGE_SIZE, Result, VirtAddr};
+
+use crate::list::rows;
+use crate::maple_tree::MapleTree;
+use crate::{Linux, Task, path};
+
+/// More areas than a process has: the default of vm.max_map_count is 65,530.
+const MAX_AREAS: usize = 1 << 22;
+/// Bytes of a name given by the kernel or by prctl(PR_SET_VMA_ANON_NAME), which allows 80.
+const MAX_NAME: usize = 256;
+
+const READ: u64 = 1;
+const WRITE: u64 = 2;
+const EXECUTE: u64 = 4;
+/// VM_MAYSHARE: what /proc/PID/maps calls shared, also where writing is not allowed.
+const MAY_SHARE: u64 = 0x80;
+
+impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
+    /// The memory areas in ascending order, as /proc/PID/maps lists them; none if the task has no memory of its own.
+    ///
+    /// Areas that do not ascend end the walk in an error: the tree or list is damaged or was changed while it was read.
+    pub fn memory_areas(&self) -> impl Iterator<Item = Result<MemoryArea>> + use<'l, 'v, D> {
+        rows(Areas::new(*self)).map(|area| area?.row())
+    }
+}
+
+/// Where areas come from, which depends on the kernel.
+enum Source<'l, 'v, D: X86Driver> {
+    None,
+    /// Since 6.1.
+    Tree(MapleTree<'l, 'v, D>),
+    /// The next area of the list.
+    List(VirtAddr),
+}
+
+struct Areas<'l, 'v, D: X86Driver> {
+    linux: &'l Linux<'v, D>,
+    mm: VirtAddr,
+    source: Source<'l, 'v, D>,
+    /// Where the area before ended.
+    end: VirtAddr,
+    count: usize,
+}
+
+impl<'l, 'v, D: X86Driver> Areas<'l, 'v, D> {
+    fn new(task: Task<'l, 'v, D>) -> Result<Self> {
+        let linux = task.linux;
+        let layout = &linux.layout.mm;
+        let mm = task.mm()?;
+        let source = match mm {
+            None => Source::None,
+            Some(mm) if layout.mmap.exists() => Source::List(linux.pointer(mm, layout.mmap)?),
+            Some(mm) => Source::Tree(MapleTree::new(&linux.space, linux.pointer(mm, layout.maple_root)?)),
+        };
+        Ok(Self { linux, mm: mm.unwrap_or_default(), source, end: VirtAddr::ZERO, count: 0 })
+    }
+
+    fn step(&mut self) -> Result<Option<Area<'l, 'v, D>>> {
+        let layout = &self.linux.layout.area;
+        let at = match &mut self.source {
+            Source::None => None,
+            Source::Tree(tree) => tree.next().transpose()?,
+            Source::List(next) => Some(*next).filter(|next| !next.is_null()),
+        };
+        let Some(at) = at else { return Ok(None) };
+        let start = self.linux.pointer(at, layout.start)?;
+        let end = self.linux.pointer(at, layout.end)?;
+        // This guards against lists in a circle, too: no area can come up twice.
+        if start < self.end || end <= start {
+            return Err(Error::corrupt(format!("a memory area from {start} to {end} behind one that ends at {}", self.end), at));
+        }
+        if self.count == MAX_AREAS {
+            return Err(ErrorKind::Limit { what: "the list of memory areas".to_owned(), limit: MAX_AREAS }.into());
+        }
+        self.count = self.count.wrapping_add(1);
+        self.end = end;
+        if let Source::List(next) = &mut self.source {
+            *next = self.linux.pointer(at, layout.next)?;
+        }
+        Ok(Some(Area { linux: self.linux, mm: self.mm, at, start, end }))
+    }
+}
+
+impl<'l, 'v, D: X86Driver> Iterator for Areas<'l, 'v, D> {
+    type Item = Result<Area<'l, 'v, D>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let step = self.step();
+        if step.is_err() {
+            self.source = Source::None;
+        }
+        step.transpose()
+    }
+}
+
+/// One `struct vm_area_struct`.
+struct Area<'l, 'v, D: X86Driver> {
+    linux: &'l Linux<'v, D>,
+    mm: VirtAddr,
+    at: VirtAddr,
+    start: VirtAddr,
+    end: VirtAddr,
+}
+
+impl<D: X86Driver> Area<'_, '_, D> {
+    fn row(&self) -> Result<MemoryArea> {
+        let layout = &self.linux.layout.area;
+        let flags = self.linux.pointer(self.at, layout.flags)?.get();
+        let file = self.linux.pointer_or_null(self.at, layout.file)?;
+        let mut row = MemoryArea::new(self.start, self.end);
+        row.read = flags & READ != 0;
+        row.write = flags & WRITE != 0;
+        row.execute = flags & EXECUTE != 0;
+        row.shared = flags & MAY_SHARE != 0;
+        if file.is_some() {
+            row.offset = self.linux.pointer(self.at, layout.offset)?.get().wrapping_mul(PAGE_SIZE);
+        }
+        row.name = self.name(file)?;
+        Ok(row)
+    }
+
+    /// As show_map_vma() in fs/proc/task_mmu.c finds it.
+    fn name(&self, file: Option<VirtAddr>) -> Result<Option<String>> {
+        let given = self.given_name(file.is_some())?;
+        if let Some(file) = file {
+            return match given {
+                Some(name) => Ok(Some(format!("[anon_shmem:{name}]"))),
+                None => path::of_file(self.linux, file).map(Some),
+            };
+        }
+        if let Some(name) = self.special_name()? {
+            return Ok(Some(name));
+        }
+        let mm = |member| self.linux.pointer(self.mm, member);
+        let layout = &self.linux.layout.mm;
+        // vma_is_initial_heap() and vma_is_initial_stack(), include/linux/mm.h.
+        if self.start < mm(layout.brk)? && self.end > mm(layout.start_brk)? {
+            return Ok(Some("[heap]".to_owned()));
+        }
+        let stack = mm(layout.start_stack)?;
+        if self.start <= stack && self.end >= stack {
+            return Ok(Some("[stack]".to_owned()));
+        }
+        Ok(given.map(|name| format!("[anon:{name}]")))
+    }
+
+    /// The name that the program gave to it.
+    fn given_name(&self, of_file: bool) -> Result<Option<String>> {
+        let layout = &self.linux.layout;
+        let (name, shared) = (layout.area.anon_name, layout.area.shared);
+        if !name.exists() || of_file && shared.exists() && shared.offset()? == name.offset()? {
+            return Ok(None);
+        }
+        let Some(given) = self.linux.pointer_or_null(self.at, name)? else { return Ok(None) };
+        self.string(layout.anon_name.name.of(given)?).map(Some)
+    }
+
+    /// The name of what the kernel itself maps into every process: `[vdso]`, `[vvar]`. Such areas have operations whose `name` is
+    /// special_mapping_name() (mm/mmap.c; mm/vma.c since 6.11).
+    fn special_name(&self) -> Result<Option<String>> {
+        let layout = &self.linux.layout;
+        let Some(ops) = self.linux.pointer_or_null(self.at, layout.area.ops)? else { return Ok(None) };
+        let Some(name) = self.linux.pointer_or_null(ops, layout.area_ops.name)? else { return Ok(None) };
+        if !self.linux.kernel().symbols.at(name).any(|symbol| symbol.name == "special_mapping_name") {
+            return Ok(None);
+        }
+        let mapping = self.linux.pointer(self.at, layout.area.private_data)?;
+        self.string(self.linux.pointer(mapping, layout.special_mapping.name)?).map(Some)
+    }
+
+    fn string(&self, at: VirtAddr) -> Result<String> {
+        Ok(String::from_utf8_lossy(&self.linux.space.read_c_string(at, MAX_NAME)?).into_owned())
+    }
+}
+
+impl<D: X86Driver> fmt::Debug for Area<'_, '_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Area").field("at", &self.at).field("start", &self.start).field("end", &self.end).finish()
+    }
+}

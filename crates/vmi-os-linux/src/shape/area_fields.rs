@@ -1,0 +1,78 @@
+//! The members of `vm_area_struct` (kernel: include/linux/mm_types.h), judged by the areas whose purpose is known.
+
+use vmi_arch_x86::X86Driver;
+
+use super::areas::{Area, Purpose, bounds};
+use super::findings::Findings;
+use super::sample::{self, Doubt};
+use super::types::Kind;
+use super::view::View;
+
+/// The size of a page as a power of two: `vm_pgoff` counts pages.
+const PAGE_SHIFT: u32 = 12;
+/// `VM_READ | VM_WRITE | VM_EXEC`; four bits higher are those that say whether the right may be given (kernel: include/linux/mm.h).
+const RIGHTS: u64 = 7;
+const MAY_SHIFT: u32 = 4;
+const READ_WRITE: u64 = 3;
+const READ_EXECUTE: u64 = 5;
+/// `VM_GROWSDOWN`: set in the stack of every program.
+const GROWS_DOWN: u64 = 0x100;
+
+/// Infers `vm_mm`, `vm_flags`, `vm_pgoff` and `vm_file`.
+pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, areas: &[Area], findings: &mut Findings) {
+    let width = view.width();
+    let start = width.saturating_mul(2);
+    let mm = only(areas, start, width, |offset| all(areas, |area| Some(area.object.word(offset, width)? == area.mm)));
+    let Some(mm) = findings.record("vm_area_struct", "vm_mm", mm, Kind::Pointer) else {
+        findings.missing("vm_area_struct", "vm_flags", Doubt::None);
+        return;
+    };
+    let flags = only(areas, mm, width, |offset| all(areas, |area| is_flags(area, area.object.word(offset, width)?)));
+    let kind = Kind::Number(width as u64);
+    let flags = findings.record("vm_area_struct", "vm_flags", flags, kind).unwrap_or(mm);
+    let file = only(areas, flags, width, |offset| {
+        let Some(before) = offset.checked_sub(width) else { return false };
+        all(areas, |area| is_file(view, area, area.object.word(before, width)?, area.object.word(offset, width)?))
+    });
+    if let Some(file) = findings.record("vm_area_struct", "vm_file", file, Kind::Pointer) {
+        findings.add("vm_area_struct", "vm_pgoff", file.saturating_sub(width), kind);
+    }
+}
+
+/// Every right that is given may be given; code is read and run, heap and stack are read and written, and the stack grows down.
+fn is_flags(area: &Area, flags: u64) -> Option<bool> {
+    let may = flags >> MAY_SHIFT & RIGHTS;
+    let rights = flags & RIGHTS;
+    let fitting = match area.purpose {
+        Purpose::Code => rights == READ_EXECUTE,
+        Purpose::Heap => rights & READ_WRITE == READ_WRITE && flags & GROWS_DOWN == 0,
+        Purpose::Stack => rights & READ_WRITE == READ_WRITE && flags & GROWS_DOWN != 0,
+        Purpose::Other => true,
+    };
+    Some(fitting && may != 0 && rights & !may == 0)
+}
+
+/// `vm_file` and `vm_pgoff` before it: code is from a file; heap and stack are not, and the heap's offset is its own address.
+fn is_file<D: X86Driver>(view: &View<'_, D>, area: &Area, offset: u64, file: u64) -> Option<bool> {
+    let (start, _) = bounds(area, view.width())?;
+    Some(match area.purpose {
+        Purpose::Code => view.pointer(file).is_some() && offset < start >> PAGE_SHIFT,
+        Purpose::Heap => file == 0 && offset == start >> PAGE_SHIFT,
+        Purpose::Stack => file == 0 && offset != 0,
+        Purpose::Other => file == 0 || view.pointer(file).is_some(),
+    })
+}
+
+fn all(areas: &[Area], mut test: impl FnMut(&Area) -> Option<bool>) -> bool {
+    areas.iter().all(|area| test(area) == Some(true))
+}
+
+/// The only offset behind `start` that passes, if there are areas of every purpose to judge by.
+fn only(areas: &[Area], start: usize, width: usize, test: impl FnMut(usize) -> bool) -> Result<usize, Doubt> {
+    let has = |purpose| areas.iter().any(|area| area.purpose == purpose);
+    if ![Purpose::Code, Purpose::Heap, Purpose::Stack].into_iter().all(has) {
+        return Err(Doubt::None);
+    }
+    let end = areas.first().map_or(0, |area| area.object.bytes.len());
+    sample::only(start..end, width, test)
+}

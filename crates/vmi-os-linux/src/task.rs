@@ -1,0 +1,269 @@
+//! Processes and threads: `struct task_struct` (include/linux/sched.h).
+
+use core::fmt;
+use core::time::Duration;
+
+use vmi_arch_x86::X86Driver;
+use vmi_core::{AddressSpace, Error, ErrorKind, Memory, PhysAddr, Result, State, VirtAddr};
+
+use crate::list::{List, rows};
+use crate::{Linux, path};
+
+/// More threads than a process can have; see `MAX_TASKS`.
+const MAX_THREADS: usize = 1 << 22;
+/// TASK_COMM_LEN.
+const COMM_LEN: usize = 16;
+/// PF_KTHREAD.
+const KERNEL_THREAD: u32 = 0x0020_0000;
+/// Arguments and environment take at most three quarters of 8 MiB of stack (fs/exec.c, since 4.13, commit da029c11e6b1); before, a quarter of
+/// the stack's limit. A program can declare more with prctl(PR_SET_MM), which is refused here.
+const MAX_ARGUMENTS: u64 = 6 << 20;
+/// What /proc/PID/cmdline shows at most of a title that a program wrote over its arguments.
+const MAX_TITLE: u64 = 4096;
+
+/// A thread, or the first thread of a process and as such the process. Its fields are read when asked for.
+///
+/// Ids are those of the initial pid namespace.
+pub struct Task<'l, 'v, D: X86Driver> {
+    pub(crate) linux: &'l Linux<'v, D>,
+    at: VirtAddr,
+}
+
+impl<D: X86Driver> Clone for Task<'_, '_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: X86Driver> Copy for Task<'_, '_, D> {}
+
+impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
+    pub(crate) fn new(linux: &'l Linux<'v, D>, at: VirtAddr) -> Self {
+        Self { linux, at }
+    }
+
+    /// Where its `struct task_struct` is.
+    pub fn address(&self) -> VirtAddr {
+        self.at
+    }
+
+    /// The thread's own id. Of a process, which is its first thread, it is the process id.
+    ///
+    /// # Errors
+    /// As [`Memory::read_into`]; [`ErrorKind::NoType`] if the guest's types do not have the member. The same holds for all
+    /// methods that follow, unless they say more.
+    pub fn pid(&self) -> Result<u32> {
+        self.linux.read(self.at, self.linux.layout.task.pid)
+    }
+
+    /// Id of the process that the thread belongs to.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn tgid(&self) -> Result<u32> {
+        self.linux.read(self.at, self.linux.layout.task.tgid)
+    }
+
+    /// Id of the parent process: of the thread group that `real_parent` belongs to, as /proc shows it (a debugger is not a parent).
+    /// The first tasks have parent 0.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn parent_pid(&self) -> Result<u32> {
+        let parent = self.linux.pointer(self.at, self.linux.layout.task.real_parent)?;
+        self.linux.read(parent, self.linux.layout.task.tgid)
+    }
+
+    /// Name of at most 15 bytes (`comm`), what is not UTF-8 replaced. /proc appends to the names of kernel workers what they work on.
+    ///
+    /// # Errors
+    /// As [`Task::pid`]; [`ErrorKind::Unterminated`] if no zero byte ends the name.
+    pub fn name(&self) -> Result<String> {
+        let at = self.linux.layout.task.comm.of(self.at)?;
+        let comm: [u8; COMM_LEN] = self.linux.space.read(at)?;
+        match comm.split(|&byte| byte == 0).next() {
+            Some(name) if name.len() < COMM_LEN => Ok(String::from_utf8_lossy(name).into_owned()),
+            _ => Err(ErrorKind::Unterminated { at: at.get(), limit: COMM_LEN }.into()),
+        }
+    }
+
+    /// What the task is doing, as /proc/PID/stat tells it.
+    ///
+    /// Follows `task_state_index` in include/linux/sched.h: the bits up to `TASK_PARKED` (0x40) are those of 4.14 and later
+    /// (commit 8ef9925b02c2), and a kernel thread that waits without counting as load is idle (4.14, commit 06eb61844d84; before, /proc
+    /// called it uninterruptible). Tasks that wait for a lock of a realtime kernel (TASK_RTLOCK_WAIT, since 5.15) or are
+    /// frozen (6.1, commit f5d39b020809) are uninterruptible.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn state(&self) -> Result<State> {
+        const IDLE: u32 = 0x402; // TASK_UNINTERRUPTIBLE | TASK_NOLOAD
+        const LOCK_WAIT: u32 = 0x1000;
+        const FROZEN: u32 = 0x8000;
+        let layout = &self.linux.layout.task;
+        let exit: u32 = self.linux.read(self.at, layout.exit_state)?;
+        if exit & 0x20 != 0 {
+            return Ok(State::Zombie);
+        }
+        if exit & 0x10 != 0 {
+            return Ok(State::Dead);
+        }
+        // A long before 5.14; all bits are in its low half.
+        let state: u32 = self.linux.read(self.at, layout.state)?;
+        if state & IDLE == IDLE {
+            return Ok(State::Idle);
+        }
+        if state & (LOCK_WAIT | FROZEN) != 0 {
+            return Ok(State::Uninterruptible);
+        }
+        Ok(match state & 0x4f {
+            0 => State::Running,
+            bits if bits & 0x40 != 0 => State::Parked,
+            bits if bits & 8 != 0 => State::Traced,
+            bits if bits & 4 != 0 => State::Stopped,
+            bits if bits & 2 != 0 => State::Uninterruptible,
+            _ => State::Sleeping,
+        })
+    }
+
+    /// Effective user id, in the initial user namespace.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn uid(&self) -> Result<u32> {
+        let layout = &self.linux.layout;
+        self.linux.read(self.linux.pointer(self.at, layout.task.real_cred)?, layout.cred.euid)
+    }
+
+    /// Effective group id, in the initial user namespace.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn gid(&self) -> Result<u32> {
+        let layout = &self.linux.layout;
+        self.linux.read(self.linux.pointer(self.at, layout.task.real_cred)?, layout.cred.egid)
+    }
+
+    /// When it started, counted from boot, time asleep included.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn start_time(&self) -> Result<Duration> {
+        Ok(Duration::from_nanos(self.linux.read(self.at, self.linux.layout.task.start)?))
+    }
+
+    /// Whether it is a kernel thread: it never returns to user mode and has no user memory of its own.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn is_kernel_thread(&self) -> Result<bool> {
+        if !self.linux.layout.task.flags.exists() {
+            // Types inferred by shape may lack the flags. Besides kernel threads only zombies have no memory.
+            return Ok(self.mm()?.is_none() && !matches!(self.state(), Ok(State::Zombie | State::Dead)));
+        }
+        let flags: u32 = self.linux.read(self.at, self.linux.layout.task.flags)?;
+        Ok(flags & KERNEL_THREAD != 0)
+    }
+
+    /// Where its `struct mm_struct` is; `None` for kernel threads and for tasks that gave up their memory when they ended.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn mm(&self) -> Result<Option<VirtAddr>> {
+        self.linux.pointer_or_null(self.at, self.linux.layout.task.mm)
+    }
+
+    /// The root of its page tables. The kernel's half is mapped in it too.
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn page_table(&self) -> Result<Option<PhysAddr>> {
+        let Some(mm) = self.mm()? else { return Ok(None) };
+        self.linux.physical(self.linux.pointer(mm, self.linux.layout.mm.pgd)?).map(Some)
+    }
+
+    /// Its memory; `None` if it has none of its own, see [`Task::mm`].
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn address_space(&self) -> Result<Option<AddressSpace<'v, D>>> {
+        let root = self.page_table()?;
+        Ok(root.map(|root| self.linux.vmi().address_space(root, self.linux.space.mode())))
+    }
+
+    /// Its arguments, the first being the program's name, as /proc/PID/cmdline tells them; none if it has no memory.
+    ///
+    /// A program that wrote over the end of its arguments has a title instead (setproctitle(3)), which is one argument.
+    ///
+    /// # Errors
+    /// As [`Task::pid`], also if a page of them is not in memory; [`ErrorKind::Corrupt`] if their bounds cannot be.
+    pub fn command_line(&self) -> Result<Vec<String>> {
+        let (Some(mm), Some(space)) = (self.mm()?, self.address_space()?) else { return Ok(Vec::new()) };
+        let layout = &self.linux.layout.mm;
+        let start = self.linux.pointer(mm, layout.arg_start)?;
+        let bytes = read_between(&space, start, self.linux.pointer(mm, layout.arg_end)?)?;
+        if bytes.last().is_none_or(|&last| last == 0) {
+            return Ok(strings(&bytes));
+        }
+        let end = self.linux.pointer(mm, layout.env_end)?.min(start.wrapping_add(MAX_TITLE));
+        let bytes = read_between(&space, start, end)?;
+        let title = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+        Ok(vec![String::from_utf8_lossy(title).into_owned()])
+    }
+
+    /// The environment that it was started with, as /proc/PID/environ tells it: `NAME=value` each; none if it has no memory.
+    ///
+    /// # Errors
+    /// As [`Task::command_line`].
+    pub fn environment(&self) -> Result<Vec<String>> {
+        let (Some(mm), Some(space)) = (self.mm()?, self.address_space()?) else { return Ok(Vec::new()) };
+        let layout = &self.linux.layout.mm;
+        let (start, end) = (self.linux.pointer(mm, layout.env_start)?, self.linux.pointer(mm, layout.env_end)?);
+        Ok(strings(&read_between(&space, start, end)?))
+    }
+
+    /// Path of the program that it runs; `None` if it has no memory.
+    ///
+    /// # Errors
+    /// As [`Task::pid`] and [`Linux::path`].
+    pub fn executable(&self) -> Result<Option<String>> {
+        let Some(mm) = self.mm()? else { return Ok(None) };
+        let file = self.linux.pointer_or_null(mm, self.linux.layout.mm.exe_file)?;
+        file.map(|file| path::of_file(self.linux, file)).transpose()
+    }
+
+    /// The threads of its process, itself included, the first thread first.
+    ///
+    /// Since 3.14 (commit 0c740d0afc3b) they are on the list `signal->thread_head`; the older `thread_group` is gone since 6.7
+    /// (commit 8e1f385104ac).
+    pub fn threads(&self) -> impl Iterator<Item = Result<Task<'l, 'v, D>>> + use<'l, 'v, D> {
+        let Self { linux, at } = *self;
+        let layout = &linux.layout;
+        let head = || match linux.pointer_or_null(at, layout.task.signal)? {
+            Some(signal) => layout.signal.thread_head.of(signal),
+            None => Err(Error::corrupt("a task without a thread group", at)),
+        };
+        rows(head().map(|head| List::new(&linux.space, head, "a thread list", MAX_THREADS)))
+            .map(move |node| Ok(Task::new(linux, linux.layout.task.thread_node.owner(node?)?)))
+    }
+}
+
+impl<D: X86Driver> fmt::Debug for Task<'_, '_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("address", &self.at).field("pid", &self.pid().ok()).field("name", &self.name().ok()).finish()
+    }
+}
+
+/// The memory from `start` to `end`, which the program itself declared.
+fn read_between<D: X86Driver>(space: &AddressSpace<'_, D>, start: VirtAddr, end: VirtAddr) -> Result<Vec<u8>> {
+    match end.offset_from(start) {
+        Some(len) if len <= MAX_ARGUMENTS => space.read_vec(start, len as usize),
+        _ => Err(Error::corrupt(format!("arguments from {start} to {end}"), start)),
+    }
+}
+
+/// Zero-terminated strings, one after another.
+fn strings(bytes: &[u8]) -> Vec<String> {
+    let Some(bytes) = bytes.strip_suffix(&[0]).or(Some(bytes).filter(|bytes| !bytes.is_empty())) else { return Vec::new() };
+    bytes.split(|&byte| byte == 0).map(|string| String::from_utf8_lossy(string).into_owned()).collect()
+}

@@ -1,0 +1,344 @@
+//! The objects of every lab guest against what the guest said of itself.
+//!
+//! `VMI_LAB_IMAGES` names the directory with one directory a guest; without it nothing is tested, and that is said.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
+
+mod truth;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use truth::{Area, Stat, Truth};
+use vmi_core::{ErrorKind, Guest, Memory, Result, VirtAddr, Vmi};
+use vmi_driver_file::ImageDriver;
+use vmi_os_linux::Linux;
+
+type Image<'v> = Linux<'v, ImageDriver>;
+
+/// How one feature compared: what to print, or why it is not equal.
+type Outcome = Result<String, String>;
+
+#[test]
+fn objects_equal_what_the_guests_said() {
+    let Some(images) = std::env::var_os("VMI_LAB_IMAGES").map(PathBuf::from) else {
+        println!("skipped: VMI_LAB_IMAGES names no directory with lab images");
+        return;
+    };
+    let only = std::env::var("VMI_LAB_ONLY").ok();
+    let mut guests: Vec<_> = std::fs::read_dir(&images).unwrap().map(|entry| entry.unwrap().path()).collect();
+    // An image that is still being made has a name that begins with a dot.
+    guests.retain(|guest| {
+        guest.join("truth/tasks.stat").exists() && !guest.file_name().unwrap().as_encoded_bytes().starts_with(b".")
+    });
+    guests.retain(|guest| only.as_ref().is_none_or(|only| guest.ends_with(only)));
+    guests.sort();
+    assert!(!guests.is_empty(), "no guest in {}", images.display());
+    let failures: usize = guests.iter().map(|guest| compare(guest)).sum();
+    assert_eq!(failures, 0, "see above");
+}
+
+/// Prints how the guest compared, and returns how many features differ.
+fn compare(guest: &Path) -> usize {
+    let truth = Truth::new(guest.join("truth"));
+    let vmi = Vmi::new(ImageDriver::open(guest.join("memory.raw")).unwrap());
+    let linux = match Linux::attach(&vmi) {
+        Ok(linux) => linux,
+        Err(error) => {
+            println!("{}: {error}", guest.display());
+            return 1;
+        }
+    };
+    println!("{}: {}", guest.file_name().unwrap().display(), Guest::version(&linux));
+    for remark in linux.remarks() {
+        println!("  remark: {remark}");
+    }
+    let features: [(&str, fn(&Image<'_>, &Truth) -> Outcome); 12] = [
+        ("processes", processes),
+        ("parents", parents),
+        ("states", states),
+        ("users", users),
+        ("start times", start_times),
+        ("threads", threads),
+        ("command lines", command_lines),
+        ("environments", environments),
+        ("memory areas", memory_areas),
+        ("known pages", known_pages),
+        ("modules", modules),
+        ("kernel log", kernel_log),
+    ];
+    let mut failures = 0;
+    let mut report = |feature: &str, outcome: Outcome| match outcome {
+        Ok(said) => println!("  {feature}: {said}"),
+        Err(why) => {
+            failures += 1;
+            println!("  {feature}: DIFFERENT: {why}");
+        }
+    };
+    for (feature, compare) in features {
+        report(feature, compare(&linux, &truth));
+    }
+    report("symbols", symbols(&linux, &truth));
+    report("boot time", boot_time(&linux, &truth));
+    report("module types", module_types(&linux, &truth));
+    failures
+}
+
+/// The value, or that the kernel's types, inferred by shape, do not tell it: that is no failure.
+fn told<T>(read: Result<T>) -> Result<Option<T>, String> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.kind(), ErrorKind::NoType { .. } | ErrorKind::NoSymbol { .. }) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+const UNTOLD: &str = "not told by this kernel's types";
+
+fn equal<T: PartialEq + std::fmt::Debug>(ours: &BTreeMap<u32, T>, truth: &BTreeMap<u32, T>) -> Outcome {
+    let mut why = String::new();
+    let ids: BTreeSet<_> = ours.keys().chain(truth.keys()).collect();
+    for id in ids {
+        let (ours, truth) = (ours.get(id), truth.get(id));
+        if ours != truth {
+            write!(why, "\n    {id}: {ours:?}, in truth {truth:?}").unwrap();
+        }
+    }
+    if why.is_empty() { Ok(format!("{} equal", truth.len())) } else { Err(why) }
+}
+
+fn is_worker(name: &str) -> bool {
+    name.starts_with("kworker/")
+}
+
+/// The first threads of all processes. Kernel workers come and go, also while the image is taken: they are left out.
+fn leaders(truth: &Truth) -> Vec<Stat> {
+    truth.tasks().into_iter().filter(|task| task.tid == task.tgid && !is_worker(&task.name)).collect()
+}
+
+/// A field of each process but kernel workers; `None` if the types do not tell it.
+fn each<T>(
+    linux: &Image<'_>,
+    field: impl Fn(&vmi_os_linux::Task<'_, '_, ImageDriver>) -> Result<T>,
+) -> Result<Option<BTreeMap<u32, T>>, String> {
+    let mut fields = BTreeMap::new();
+    for task in linux.processes() {
+        let task = task.map_err(|error| error.to_string())?;
+        let (Ok(pid), Ok(name)) = (task.pid(), task.name()) else { return Err(format!("{task:?}")) };
+        if is_worker(&name) {
+            continue;
+        }
+        match told(field(&task))? {
+            Some(value) => fields.insert(pid, value),
+            None => return Ok(None),
+        };
+    }
+    Ok(Some(fields))
+}
+
+/// Ids and names. Of kernel threads, /proc shows the whole name since 5.17, and the task's own has 15 bytes.
+fn processes(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let name = |name: &str| name.bytes().take(15).map(char::from).collect::<String>();
+    let wanted = leaders(truth).iter().map(|task| (task.tid, name(&task.name))).collect();
+    let ours = each(linux, |task| task.name())?.unwrap();
+    equal(&ours, &wanted)
+}
+
+fn parents(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let wanted = leaders(truth).iter().map(|task| (task.tid, (task.parent, task.kernel))).collect();
+    let ours = each(linux, |task| Ok((task.parent_pid()?, task.is_kernel_thread()?)))?;
+    ours.map_or(Ok(UNTOLD.to_owned()), |ours| equal(&ours, &wanted))
+}
+
+/// Of init nothing is compared: it read its own state when it ran. Kernel threads may have run in between.
+fn states(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let wanted = leaders(truth).iter().filter(|task| task.tid != 1).map(|task| (task.tid, task.state)).collect();
+    let Some(mut ours) = each(linux, |task| Ok(task.state()?.letter()))? else { return Ok(UNTOLD.to_owned()) };
+    ours.remove(&1);
+    equal(&ours, &wanted)
+}
+
+fn users(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let effective = |line: &String| line.split('\t').nth(1).unwrap().parse::<u32>().unwrap();
+    let groups = truth.status("Gid");
+    let pairs: BTreeMap<_, _> =
+        truth.status("Uid").iter().map(|(pid, uids)| (*pid, (effective(uids), effective(&groups[pid])))).collect();
+    let wanted = leaders(truth).iter().filter_map(|task| Some((task.tid, *pairs.get(&task.tid)?))).collect();
+    let ours = each(linux, |task| Ok((task.uid()?, task.gid()?)))?;
+    ours.map_or(Ok(UNTOLD.to_owned()), |ours| equal(&ours, &wanted))
+}
+
+fn start_times(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let wanted = leaders(truth).iter().map(|task| (task.tid, task.started)).collect();
+    let ours = each(linux, |task| Ok(task.start_time()?.as_millis() as u64 / 10))?;
+    ours.map_or(Ok(UNTOLD.to_owned()), |ours| equal(&ours, &wanted))
+}
+
+/// The threads of each process that is no kernel thread.
+fn threads(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let mut wanted: BTreeMap<u32, BTreeSet<(u32, String)>> = BTreeMap::new();
+    for task in truth.tasks().into_iter().filter(|task| !task.kernel) {
+        wanted.entry(task.tgid).or_default().insert((task.tid, task.name));
+    }
+    let mut ours: BTreeMap<u32, BTreeSet<(u32, String)>> = BTreeMap::new();
+    for thread in linux.threads() {
+        let row = thread.and_then(|task| Ok((task.is_kernel_thread()?, task.tgid()?, task.pid()?, task.name()?)));
+        match told(row)? {
+            Some((false, tgid, tid, name)) => _ = ours.entry(tgid).or_default().insert((tid, name)),
+            Some(_) => {}
+            None => return Ok(UNTOLD.to_owned()),
+        }
+    }
+    equal(&ours, &wanted)
+}
+
+/// Strings of /proc, each with a zero byte behind it.
+fn joined(strings: Vec<String>) -> Vec<u8> {
+    strings.into_iter().flat_map(|string| [string.into_bytes(), vec![0]].concat()).collect()
+}
+
+/// A file of those processes that are not kernel threads.
+fn user_files(truth: &Truth, name: &str) -> BTreeMap<u32, Vec<u8>> {
+    let mut files = truth.files(name);
+    files.retain(|_, bytes| !bytes.is_empty());
+    files
+}
+
+fn command_lines(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let ours = each(linux, |task| Ok(joined(task.command_line()?)))?;
+    let Some(mut ours) = ours else { return Ok(UNTOLD.to_owned()) };
+    ours.retain(|_, bytes| !bytes.is_empty());
+    equal(&ours, &user_files(truth, "cmdline"))
+}
+
+fn environments(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let ours = each(linux, |task| Ok(joined(task.environment()?)))?;
+    let Some(mut ours) = ours else { return Ok(UNTOLD.to_owned()) };
+    ours.retain(|_, bytes| !bytes.is_empty());
+    equal(&ours, &user_files(truth, "environ"))
+}
+
+fn memory_areas(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let rights = |area: &vmi_core::MemoryArea| {
+        let flag = |on, letter| if on { letter } else { '-' };
+        let shared = if area.shared { 's' } else { 'p' };
+        [flag(area.read, 'r'), flag(area.write, 'w'), flag(area.execute, 'x'), shared].iter().collect()
+    };
+    let ours = each(linux, |task| {
+        task.memory_areas()
+            .map(|area| {
+                let area = area?;
+                let (start, end) = (area.start.get(), area.end.get());
+                Ok(Area { start, end, rights: rights(&area), offset: area.offset, name: area.name })
+            })
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let Some(mut ours) = ours else { return Ok(UNTOLD.to_owned()) };
+    ours.retain(|_, areas| !areas.is_empty());
+    let mut wanted = truth.areas();
+    wanted.retain(|_, areas| !areas.is_empty());
+    equal(&ours, &wanted)
+}
+
+/// Each 4-byte word of the witness's pages is its own address xor 0x5a5a5a5a.
+fn known_pages(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let pid = truth.facts("witness")[0].1 as u32;
+    let space = linux.process(pid).and_then(|task| task.address_space()).map_err(|error| error.to_string())?;
+    let space = space.ok_or("the witness has no memory")?;
+    let mut pages = 0;
+    for (words, at) in truth.facts("page") {
+        let read = space.read_vec(VirtAddr::new(at), 4096);
+        match (words.as_str(), read) {
+            // What is not there, and what a program may not touch, is not present in its page tables.
+            ("absent rw" | "present none", Err(error)) if matches!(error.kind(), ErrorKind::Fault(_)) => {}
+            ("zero rw", Ok(bytes)) if bytes.iter().all(|&byte| byte == 0) => {}
+            ("present r" | "present rw" | "huge rw" | "file rw", Ok(bytes))
+                if bytes.chunks(4).zip((at..).step_by(4)).all(|(word, at)| word == (at as u32 ^ 0x5a5a_5a5a).to_le_bytes()) => {}
+            (words, read) => return Err(format!("{words} at {at:#x}: {:?}", read.map(|bytes| bytes[..16].to_vec()))),
+        }
+        pages += 1;
+    }
+    Ok(format!("{pages} equal"))
+}
+
+fn modules(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let row = |module: Result<vmi_core::Module>| {
+        let module = module?;
+        Ok((module.name, module.size, module.references.unwrap_or(0), module.base.get()))
+    };
+    let ours = told(Guest::modules(linux).map(row).collect::<Result<Vec<_>>>())?;
+    let Some(ours) = ours else { return Ok(UNTOLD.to_owned()) };
+    let wanted = truth.modules();
+    if ours == wanted { Ok(format!("{} equal", wanted.len())) } else { Err(format!("{ours:?}, in truth {wanted:?}")) }
+}
+
+/// As dmesg prints it: a time before each line.
+fn kernel_log(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let records = told(linux.kernel_log().collect::<Result<Vec<_>>>())?;
+    let Some(records) = records else { return Ok(UNTOLD.to_owned()) };
+    let mut lines = Vec::new();
+    for record in &records {
+        let (seconds, micros) = (record.nanoseconds / 1_000_000_000, record.nanoseconds / 1000 % 1_000_000);
+        lines.extend(record.text.split('\n').map(|line| format!("[{seconds:5}.{micros:06}] {line}")));
+    }
+    let wanted = truth.text("dmesg");
+    let wanted: Vec<_> = wanted.trim_end().lines().collect();
+    // The guest may have logged on before the image was taken.
+    match lines.iter().zip(&wanted).position(|(ours, wanted)| ours != wanted) {
+        None if lines.len() >= wanted.len() => Ok(format!("{} equal, {} later", wanted.len(), lines.len() - wanted.len())),
+        None => Err(format!("{} of {} lines", lines.len(), wanted.len())),
+        Some(line) => Err(format!("line {line}: {:?}, in truth {:?}", lines[line], wanted[line])),
+    }
+}
+
+fn symbols(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let row = |symbol: vmi_core::Symbol<'_>| {
+        (symbol.address.get(), symbol.kind, symbol.name.to_owned(), symbol.module.unwrap_or_default().to_owned())
+    };
+    let mut ours: Vec<_> = linux.symbols().iter().map(row).collect();
+    ours.sort();
+    let mut wanted = truth.symbols();
+    let modules = wanted.iter().filter(|symbol| !symbol.3.is_empty()).count();
+    let mut said = String::new();
+    if told(linux.modules().collect::<Result<Vec<_>>>())?.is_none() {
+        wanted.retain(|symbol| symbol.3.is_empty());
+        said = format!(", {modules} of modules {UNTOLD}");
+        // What inference found out is not in the guest's own table.
+        let known: BTreeSet<_> = wanted.iter().map(|symbol| &symbol.2).collect();
+        ours.retain(|symbol| known.contains(&symbol.2));
+    }
+    if ours == wanted {
+        return Ok(format!("{} equal{said}", wanted.len()));
+    }
+    let (left, right): (BTreeSet<_>, BTreeSet<_>) = (ours.iter().collect(), wanted.iter().collect());
+    let more: Vec<_> = left.difference(&right).take(5).collect();
+    let less: Vec<_> = right.difference(&left).take(5).collect();
+    let remarks = linux.symbol_remarks();
+    Err(format!("{} of {}; only ours: {more:x?}; only in truth: {less:x?}; {remarks:?}", ours.len(), wanted.len()))
+}
+
+/// The hardware clock tells whole seconds.
+fn boot_time(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let Some(boot) = told(linux.boot_time())? else { return Ok(UNTOLD.to_owned()) };
+    let ours = boot.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    match truth.boot_time() {
+        Some(wanted) if (ours - wanted).abs() < 1.0 => Ok(format!("{ours:.3}, by the log {wanted:.3}")),
+        wanted => Err(format!("{ours}, by the log {wanted:?}")),
+    }
+}
+
+/// Every module with BTF has types, and they continue the kernel's.
+fn module_types(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let names = truth.text("btf");
+    let names: Vec<_> = names.lines().filter_map(|line| line.split_whitespace().last()).collect();
+    let mut count = 0;
+    for name in truth.modules().into_iter().map(|module| module.0).filter(|name| names.contains(&name.as_str())) {
+        let types = linux.module_types(&name).map_err(|error| format!("{name}: {error}"))?;
+        if types.structure("task_struct").is_err() {
+            return Err(format!("{name}: {types:?}"));
+        }
+        count += 1;
+    }
+    Ok(format!("of {count} modules"))
+}
