@@ -1,1 +1,65 @@
-//! Facade
+//! Virtual machine introspection: look into a machine from outside.
+//!
+//! A machine is a memory image or a running guest. [`open()`] makes a [`Vmi`] of whatever a [`Target`] names, through which
+//! guest-physical memory is read; an operating-system layer attaches to it with no profile, no symbol file and no network:
+//!
+//! ```
+//! # let image = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/debian-6.12.raw.zst");
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn list(image: &str) -> Result<(), Box<dyn std::error::Error>> {
+//! use vmi::linux::Linux;
+//!
+//! let vmi = vmi::open(image)?; // "guest.lime", "guest.elf", "guest.raw.zst", ...
+//! let linux = Linux::attach(&vmi)?; // symbols and types come out of guest memory
+//! for task in linux.processes() {
+//!     let task = task?;
+//!     println!("{:>6} {:>6} {}", task.pid()?, task.parent_pid()?, task.name()?);
+//! }
+//! # Ok(())
+//! # }
+//! # list(image)
+//! # }
+//! ```
+//!
+//! A tool that serves every operating system asks [`attach()`] which one is inside, and gets a [`Guest`]:
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let vmi = vmi::open("guest.lime")?;
+//! let guest = vmi::attach(&vmi)?;
+//! println!("{} with {} symbols", guest.version(), guest.symbols().len());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What is where:
+//!
+//! - the root holds what every back end and operating system shares (the crate [`vmi_core`]), and the choices at run time:
+//!   [`Target`], [`open()`], [`AnyDriver`], [`attach()`];
+//! - [`x86`] holds registers, paging modes and page walks;
+//! - [`file`](mod@file) holds the memory image formats, for reading and writing;
+//! - [`linux`] holds Linux guests: discovery, symbols, types, and the objects in depth.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
+
+mod any_driver;
+mod attach;
+mod open;
+mod target;
+
+pub use any_driver::AnyDriver;
+pub use attach::{AttachError, Attempt, attach};
+pub use open::{OpenError, open, open_with};
+pub use target::{BackEnd, Target};
+pub use vmi_arch_x86 as x86;
+#[doc(no_inline)]
+pub use vmi_core::*;
+pub use vmi_driver_file as file;
+pub use vmi_os_linux as linux;
+
+/// What a tool usually imports: the traits whose methods it calls, and the types they speak of.
+pub mod prelude {
+    pub use vmi_core::{Driver, Guest, Memory, PhysAddr, VirtAddr, Vmi};
+
+    pub use crate::AnyDriver;
+}

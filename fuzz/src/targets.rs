@@ -1,29 +1,29 @@
 //! The targets.
 
-use vmi_arch_x86::{PagingMode, X86};
-use vmi_core::synthetic::SyntheticDriver;
-use vmi_core::{Memory, PhysAddr, VirtAddr, Vmi};
+mod attach;
+mod images;
+mod paging;
+mod symbols;
 
 use crate::Target;
 
 /// All targets.
-pub const TARGETS: &[Target] = &[Target { name: "page_walk", about: "page walks of every mode over hostile tables", run: page_walk }];
+pub const TARGETS: &[Target] = &[
+    Target { name: "page_walk", about: "page walks of every mode over hostile tables", run: paging::walk },
+    Target { name: "mappings", about: "all mappings of hostile page tables", run: paging::mappings },
+    Target { name: "descriptors", about: "descriptor tables and gates", run: paging::descriptors },
+    Target { name: "elf", about: "ELF core images", run: images::open },
+    Target { name: "lime", about: "LiME images", run: images::open },
+    Target { name: "packed", about: "zstd and gzip around images", run: images::open },
+    Target { name: "kallsyms", about: "the kernel's symbol table in its own memory", run: symbols::kallsyms },
+    Target { name: "btf", about: "BTF type information", run: symbols::btf },
+    Target { name: "isf", about: "Volatility symbol files", run: symbols::isf },
+    Target { name: "system_map", about: "System.map", run: symbols::system_map },
+    Target { name: "dwarf", about: "vmlinux with DWARF", run: symbols::dwarf },
+    Target { name: "attach", about: "everything on the demo image with patches", run: attach::attach },
+];
 
-/// Splits off a fixed head.
+/// Splits a fixed head off.
 fn head<const N: usize>(data: &[u8]) -> Option<([u8; N], &[u8])> {
     data.split_first_chunk::<N>().map(|(head, rest)| (*head, rest))
-}
-
-/// 1 byte mode, 8 bytes root, 8 bytes address, then physical memory.
-fn page_walk(data: &[u8]) {
-    let Some(([mode], rest)) = head::<1>(data) else { return };
-    let Some((root, rest)) = head::<8>(rest) else { return };
-    let Some((at, memory)) = head::<8>(rest) else { return };
-    let mode = [PagingMode::Bits32, PagingMode::Pae, PagingMode::Level4, PagingMode::Level5][usize::from(mode % 4)];
-    let vmi = Vmi::new(SyntheticDriver::<X86>::with_arch([(PhysAddr::ZERO, memory.to_vec())]));
-    let space = vmi.address_space(PhysAddr::new(u64::from_le_bytes(root)), mode);
-    let at = VirtAddr::new(u64::from_le_bytes(at));
-    let _ = space.translate(at);
-    let _ = space.read_vec(at, 100);
-    let _ = space.read_c_string(at, 10_000);
 }

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154,SC2016
 # Sourced by the lab's scripts: packages of any Debian suite and architecture, unpacked below $cache and never
 # installed; apt runs on private directories, so the machine's own sources and architectures stay as they are.
 # The mirror is the one that this machine's own apt uses, unless VMI_LAB_MIRROR names another (scheme and host).

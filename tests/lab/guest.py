@@ -239,7 +239,7 @@ class Guest:
             self.cmd.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 block = self.cmd.recv(1 << 16)
-            except TimeoutError:
+            except socket.timeout:
                 raise GuestDied(f"silent for {timeout} s; its console's last words: {self.said('console.log')}") from None
             if not block:
                 raise GuestDied(f"the guest ended; its console's last words: {self.said('console.log')}")

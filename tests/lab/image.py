@@ -57,7 +57,8 @@ def main(name, directory, key, *formats):
 if __name__ == "__main__":
     if len(sys.argv) < 5:
         sys.exit(__doc__)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for interruption in signal.SIGTERM, signal.SIGINT:
+        signal.signal(interruption, lambda number, _: sys.exit(128 + number))
     try:
         main(*sys.argv[1:])
     except (GuestDied, AssertionError, RuntimeError) as error:

@@ -92,6 +92,8 @@ def fetch(kernel):
             return None
     say(f"{kernel}: fetching")
     for attempt in range(FETCH_ATTEMPTS):
+        if stopping:
+            return "interrupted"
         if attempt:  # a mirror is inconsistent for minutes while it is brought up to date
             time.sleep(20)
         done = subprocess.run([HERE / "kernels.sh", kernel], capture_output=True, text=True)

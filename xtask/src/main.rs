@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         ["fuzz"] => tasks::fuzz("5"),
         ["fuzz", seconds] if seconds.parse::<u32>().is_ok() => tasks::fuzz(seconds),
         ["demo"] => tasks::demo(),
-        ["help" | "--help" | "-h"] => {
+        ["help"] | [.., "--help" | "-h"] => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
         }

@@ -43,9 +43,9 @@ pub(crate) fn lab() -> Result<(), String> {
     }
     if is_root() && present("apt-get") {
         println!("installing {}", packages.join(" "));
-        let install = ["-y", "-q", "--no-install-recommends", "install"];
+        let install = ["-y", "-qq", "--no-install-recommends", "install"];
         let install: Vec<&str> = install.iter().chain(&packages).copied().collect();
-        for arguments in [["-q", "update"].as_slice(), &install] {
+        for arguments in [["-qq", "update"].as_slice(), &install] {
             // what went wrong stands in its output, and is missing below
             let _ = command("apt-get", arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
         }

@@ -239,13 +239,11 @@ impl fmt::Display for Registers {
 /// Four registers in a line.
 fn columns(f: &mut fmt::Formatter<'_>, registers: &[(&str, Option<u64>)]) -> fmt::Result {
     for row in registers.chunks(4) {
-        for (name, value) in row {
-            match value {
-                Some(value) => write!(f, "{name:9} {value:016x}  ")?,
-                None => write!(f, "{name:9} {:16}  ", "-")?,
-            }
-        }
-        writeln!(f)?;
+        let cell = |(name, value): &(&str, Option<u64>)| match value {
+            Some(value) => format!("{name:9} {value:016x}  "),
+            None => format!("{name:9} {:16}  ", "-"),
+        };
+        writeln!(f, "{}", row.iter().map(cell).collect::<String>().trim_end())?;
     }
     Ok(())
 }

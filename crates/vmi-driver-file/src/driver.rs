@@ -36,18 +36,35 @@ impl ImageDriver {
         Self::open_with(path.as_ref(), OpenOptions::default())
     }
 
-    pub(crate) fn open_with(path: &Path, mut options: OpenOptions) -> Result<Self, OpenError> {
+    pub(crate) fn open_with(path: &Path, options: OpenOptions) -> Result<Self, OpenError> {
         let io = |action| move |source| OpenError::Io { path: path.to_owned(), action, source };
         // Looked at before it is opened: opening a pipe waits for a writer.
         let metadata = path.metadata().map_err(io("open"))?;
         if let Some(what) = not_regular(metadata.file_type()) {
             return Err(OpenError::NotRegular { path: path.to_owned(), what });
         }
-        let mut store = File::open(path).and_then(|file| MappedFile::new(&file)).map_err(io("open"))?;
-        let compression = Compression::of(store.as_ref());
-        if let Some(compression) = compression {
-            store = unpack::unpack(path, store.as_ref(), compression, &mut options)?;
+        let store = File::open(path).and_then(|file| MappedFile::new(&file)).map_err(io("open"))?;
+        Self::unpack(path, store, options)
+    }
+
+    /// The image in `store`, packed or not.
+    pub(crate) fn unpack<B>(path: &Path, store: B, mut options: OpenOptions) -> Result<Self, OpenError>
+    where
+        B: AsRef<[u8]> + Send + Sync + 'static,
+    {
+        match Compression::of(store.as_ref()) {
+            None => Self::parse(path, store, &options, None),
+            Some(compression) => {
+                let unpacked = unpack::unpack(path, store.as_ref(), compression, &mut options)?;
+                Self::parse(path, unpacked, &options, Some(compression))
+            }
         }
+    }
+
+    fn parse<B>(path: &Path, store: B, options: &OpenOptions, compression: Option<Compression>) -> Result<Self, OpenError>
+    where
+        B: AsRef<[u8]> + Send + Sync + 'static,
+    {
         let bytes = store.as_ref();
         if bytes.is_empty() {
             return Err(OpenError::Empty { path: path.to_owned() });
@@ -61,7 +78,7 @@ impl ImageDriver {
             })?,
         };
         let wrong = |source| OpenError::Image { path: path.to_owned(), format, source };
-        let image = format.parse()(bytes, &options).map_err(wrong)?;
+        let image = format.parse()(bytes, options).map_err(wrong)?;
         let mapping = GuestMapping::frozen(Arc::new(store), &image.pieces).map_err(|error| wrong(error.into()))?;
         let zeros = MemoryMap::new(image.zeros);
         let memory = MemoryMap::new(mapping.memory_map().regions().iter().chain(zeros.regions()).copied());

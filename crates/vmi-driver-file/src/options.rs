@@ -85,6 +85,14 @@ impl OpenOptions {
     pub fn open(self, path: impl AsRef<Path>) -> Result<ImageDriver, OpenError> {
         ImageDriver::open_with(path.as_ref(), self)
     }
+
+    /// Opens an image that is in memory, such as one a program carries. `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// As [`ImageDriver::open`].
+    pub fn open_bytes(self, name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<ImageDriver, OpenError> {
+        ImageDriver::unpack(name.as_ref(), bytes, self)
+    }
 }
 
 impl fmt::Debug for OpenOptions {

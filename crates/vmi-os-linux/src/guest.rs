@@ -88,6 +88,9 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
         if !lacking.is_empty() {
             remarks.push(format!("the type information says nothing about {}", lacking.join(", ")));
         }
+        if let Some(symbols) = self.symbol_remarks_so_far() {
+            remarks.extend_from_slice(symbols);
+        }
         remarks
     }
 

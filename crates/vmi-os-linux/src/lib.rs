@@ -19,6 +19,8 @@ mod path;
 pub mod shape;
 pub mod symbol_files;
 mod task;
+#[cfg(test)]
+mod test_guest;
 mod time;
 
 pub use kernel::Kernel;

@@ -123,6 +123,11 @@ impl<'v, D: X86Driver> Linux<'v, D> {
         &self.all_symbols.get_or_init(|| self.read_all_symbols()).1
     }
 
+    /// As [`Linux::symbol_remarks`], if the modules' symbols were read.
+    pub(crate) fn symbol_remarks_so_far(&self) -> Option<&[String]> {
+        self.all_symbols.get().map(|(_, remarks)| remarks.as_slice())
+    }
+
     /// The processes in the order in which they started, kernel threads included; a process is its first thread.
     ///
     /// The idle task (pid 0), which is the head of the list and not part of it, is left out, as in /proc.
@@ -193,5 +198,92 @@ impl<'v, D: X86Driver> Linux<'v, D> {
 impl<D: X86Driver> fmt::Debug for Linux<'_, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Linux").field("banner", &self.kernel.banner).field("space", &self.space).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmi_core::ErrorKind;
+
+    use super::*;
+    use crate::test_guest::{INIT_TASK, TestGuest};
+
+    /// Ids of all processes, and the error that ended them.
+    fn pids(guest: TestGuest) -> (Vec<u32>, Option<Error>) {
+        let (vmi, kernel) = guest.build();
+        let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+        let mut pids = Vec::new();
+        for task in linux.processes() {
+            match task.and_then(|task| task.pid()) {
+                Ok(pid) => pids.push(pid),
+                Err(error) => return (pids, Some(error)),
+            }
+        }
+        (pids, None)
+    }
+
+    fn three_tasks() -> TestGuest {
+        let mut guest = TestGuest::new();
+        guest.task(0x9000, INIT_TASK, 1, "init");
+        guest.task(0xa000, 0x9000, 2, "kthreadd");
+        guest.task(0xb000, 0xa000, 7, "sleep");
+        guest
+    }
+
+    #[test]
+    fn the_list_without_its_head() {
+        let (pids, error) = pids(three_tasks());
+        assert_eq!(pids, [1, 2, 7]);
+        assert!(error.is_none());
+    }
+
+    /// LibVMI defect 11: a task list that leads back into itself was walked for ever.
+    #[test]
+    fn libvmi_11_a_task_list_in_a_circle_ends_in_an_error() {
+        let mut guest = three_tasks();
+        guest.put(0xb010, &[0xa010]);
+        let (pids, error) = pids(guest);
+        assert_eq!(pids[..3], [1, 2, 7]);
+        assert!(matches!(error.unwrap().kind(), ErrorKind::Corrupt { what, .. } if what.contains("circle")));
+    }
+
+    /// memflow: an unreadable entry ended the process list as if it were complete.
+    #[test]
+    fn memflow_a_task_list_into_a_hole_is_not_a_shorter_list() {
+        let mut guest = three_tasks();
+        guest.put(0xa010, &[0x3f00_0010]);
+        let (pids, error) = pids(guest);
+        assert_eq!(pids, [1, 2]);
+        assert!(error.unwrap().is_absent());
+    }
+
+    #[test]
+    fn a_kernel_that_is_another_one_is_refused() {
+        let mut guest = TestGuest::new();
+        guest.text(INIT_TASK + 0x30, "nothing here");
+        let (vmi, kernel) = guest.build();
+        let error = Linux::with_kernel(&vmi, kernel).unwrap_err();
+        assert!(error.to_string().contains("another kernel"), "{error}");
+    }
+
+    #[test]
+    fn a_process_that_is_not_there() {
+        let (vmi, kernel) = three_tasks().build();
+        let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+        assert_eq!(linux.process(7).unwrap().name().unwrap(), "sleep");
+        assert!(matches!(linux.process(8).unwrap_err().kind(), ErrorKind::NoObject { .. }));
+    }
+
+    /// A member that the types do not describe takes only what needs it, and the error names it.
+    #[test]
+    fn a_missing_member_disables_one_feature() {
+        let (vmi, kernel) = three_tasks().build();
+        let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+        let task = linux.process(7).unwrap();
+        let error = task.uid().unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::NoType { name, .. } if name == "task_struct.real_cred"), "{error}");
+        let mut threads = task.threads();
+        assert!(matches!(threads.next(), Some(Err(error)) if error.to_string().contains("task_struct.signal")));
+        assert!(threads.next().is_none());
     }
 }

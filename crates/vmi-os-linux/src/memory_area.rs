@@ -183,3 +183,70 @@ impl<D: X86Driver> fmt::Debug for Area<'_, '_, D> {
         f.debug_struct("Area").field("at", &self.at).field("start", &self.start).field("end", &self.end).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_guest::{INIT_TASK, TestGuest};
+
+    const MM: u64 = 0xc000;
+
+    /// A process with three areas on the list of a kernel before 6.1; start 0, end 8, next 0x10, flags 0x18.
+    fn guest() -> TestGuest {
+        let mut guest = TestGuest::new();
+        guest.task(0x9000, INIT_TASK, 1, "init");
+        guest.put(0x9058, &[MM]);
+        for (index, name) in ["mmap", "brk", "start_brk", "start_stack"].into_iter().enumerate() {
+            guest.types.member("mm_struct", name, 8 * index as u64, 8);
+        }
+        let members = ["vm_start", "vm_end", "vm_next", "vm_flags", "vm_file", "vm_ops"];
+        for (index, name) in members.into_iter().enumerate() {
+            guest.types.member("vm_area_struct", name, 8 * index as u64, 8);
+        }
+        guest.put(MM, &[0xd000, 0x7800, 0x7000, 0xaff8]);
+        guest.put(0xd000, &[0x1000, 0x2000, 0xd100, READ | EXECUTE]);
+        guest.put(0xd100, &[0x7000, 0x8000, 0xd200, READ | WRITE]);
+        guest.put(0xd200, &[0xa000, 0xb000, 0, READ | WRITE | MAY_SHARE]);
+        guest
+    }
+
+    fn areas(guest: TestGuest) -> (Vec<MemoryArea>, Option<Error>) {
+        let (vmi, kernel) = guest.build();
+        let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+        let mut areas = Vec::new();
+        for area in linux.process(1).unwrap().memory_areas() {
+            match area {
+                Ok(area) => areas.push(area),
+                Err(error) => return (areas, Some(error)),
+            }
+        }
+        (areas, None)
+    }
+
+    #[test]
+    fn the_list_of_older_kernels() {
+        let (areas, error) = areas(guest());
+        assert!(error.is_none(), "{error:?}");
+        let names: Vec<_> = areas.iter().map(|area| area.name.as_deref()).collect();
+        assert_eq!(names, [None, Some("[heap]"), Some("[stack]")]);
+        assert!(areas[0].execute && !areas[0].write && areas[2].shared);
+    }
+
+    #[test]
+    fn areas_in_a_circle_end_in_an_error() {
+        let mut guest = guest();
+        guest.put(0xd210, &[0xd100]);
+        let (areas, error) = areas(guest);
+        assert_eq!(areas.len(), 3, "none comes up twice");
+        assert!(matches!(error.unwrap().kind(), ErrorKind::Corrupt { .. }));
+    }
+
+    #[test]
+    fn an_area_that_ends_before_it_starts_is_an_error() {
+        let mut guest = guest();
+        guest.put(0xd108, &[0x6fff]);
+        let (areas, error) = areas(guest);
+        assert_eq!(areas.len(), 1);
+        assert!(matches!(error.unwrap().kind(), ErrorKind::Corrupt { .. }));
+    }
+}

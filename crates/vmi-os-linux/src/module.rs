@@ -118,3 +118,81 @@ impl<D: X86Driver> fmt::Debug for Module<'_, '_, D> {
         f.debug_struct("Module").field("address", &self.at).field("name", &self.name().ok()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vmi_core::ErrorKind;
+
+    use super::*;
+    use crate::test_guest::TestGuest;
+
+    /// Two modules before 6.4: state 0, list 8, name 0x18, core_layout at 0x58, init_layout at 0x68, refcnt 0x78.
+    fn guest() -> TestGuest {
+        let mut guest = TestGuest::new();
+        for (path, offset, size) in [
+            ("state", 0, 4),
+            ("list", 8, 16),
+            ("name", 0x18, 56),
+            ("core_layout.base", 0x58, 8),
+            ("core_layout.size", 0x60, 4),
+            ("init_layout.base", 0x68, 8),
+            ("init_layout.size", 0x70, 4),
+            ("refcnt", 0x78, 4),
+        ] {
+            guest.types.member("module", path, offset, size);
+        }
+        guest.symbol("modules", 0x20000);
+        guest.put(0x20000, &[0x21008]);
+        guest.put(0x21000, &[0, 0x22008]);
+        guest.text(0x21018, "loop");
+        guest.put(0x21058, &[0xc000, 0x8000, 0, 0, 2]);
+        guest.put(0x22000, &[0, 0x20000]);
+        guest.text(0x22018, "llc");
+        guest.put(0x22058, &[0x5000, 0x4000, 0x9000, 0x1000, 1]);
+        guest
+    }
+
+    /// Name, base, size and references.
+    type Row = (String, u64, u64, Option<u32>);
+
+    fn rows(guest: TestGuest) -> Vec<Result<Row>> {
+        let (vmi, kernel) = guest.build();
+        let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+        let row = |module: Module<'_, '_, _>| {
+            let (base, size) = module.place()?;
+            Ok((module.name()?, base.get(), size, module.references()?))
+        };
+        linux.modules().map(|module| row(module?)).collect()
+    }
+
+    #[test]
+    fn modules_before_6_4() {
+        let rows: Vec<_> = rows(guest()).into_iter().map(Result::unwrap).collect();
+        let expected = [("loop".to_owned(), 0xc000, 0x8000, Some(1)), ("llc".to_owned(), 0x5000, 0x5000, Some(0))];
+        assert_eq!(rows, expected, "the size is that of both parts");
+    }
+
+    #[test]
+    fn a_module_that_is_not_yet_formed_is_left_out() {
+        let mut guest = guest();
+        guest.put32(0x21000, &[UNFORMED]);
+        assert_eq!(rows(guest).len(), 1);
+    }
+
+    #[test]
+    fn modules_in_a_circle_end_in_an_error() {
+        let mut guest = guest();
+        guest.put(0x22008, &[0x22008]);
+        let rows = rows(guest);
+        assert!(matches!(rows.last(), Some(Err(error)) if matches!(error.kind(), ErrorKind::Corrupt { .. })));
+        assert!(rows.len() <= 6, "{}", rows.len());
+    }
+
+    #[test]
+    fn a_name_that_does_not_end_is_an_error() {
+        let mut guest = guest();
+        guest.text(0x21018, &"x".repeat(60));
+        let error = rows(guest).swap_remove(0).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unterminated { limit: 56, .. }), "{error}");
+    }
+}

@@ -110,3 +110,104 @@ impl<D: X86Driver> Linux<'_, D> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_guest::TestGuest;
+
+    const FUNCTION: u64 = 0x500;
+
+    /// Two mounted file systems, each with one directory under its root: the second is mounted on the directory `data` of the first.
+    /// Members of a dentry: d_parent 0, name 8, len 0x10, d_hash.pprev 0x18, d_op 0x20, d_inode 0x28. Of a mount: mnt_parent 0,
+    /// mnt_mountpoint 8, mnt 0x10 (mnt_root at its start).
+    fn guest() -> TestGuest {
+        let mut guest = TestGuest::new();
+        for (structure, path, offset) in [
+            ("dentry", "d_parent", 0),
+            ("dentry", "d_name.name", 8),
+            ("dentry", "d_name.len", 0x10),
+            ("dentry", "d_hash.pprev", 0x18),
+            ("dentry", "d_op", 0x20),
+            ("dentry", "d_inode", 0x28),
+            ("dentry_operations", "d_dname", 0),
+            ("inode", "i_ino", 0),
+            ("mount", "mnt_parent", 0),
+            ("mount", "mnt_mountpoint", 8),
+            ("mount", "mnt", 0x10),
+            ("vfsmount", "mnt_root", 0),
+        ] {
+            guest.types.member(structure, path, offset, 8);
+        }
+        guest.put(0x20000, &[0x20000, 0x30000, 1, 1]);
+        guest.put(0x20100, &[0x20000, 0x30010, 4, 1]);
+        guest.put(0x21000, &[0x21000, 0x30000, 1, 1]);
+        guest.put(0x21100, &[0x21000, 0x30020, 5, 1]);
+        for (at, name) in [(0x30000, "/"), (0x30010, "data"), (0x30020, "known")] {
+            guest.text(at, name);
+        }
+        guest.put(0x22000, &[0x22000, 0x20000, 0x20000]);
+        guest.put(0x22100, &[0x22000, 0x20100, 0x21000]);
+        guest
+    }
+
+    fn path(guest: TestGuest, vfsmount: u64, dentry: u64) -> Result<String> {
+        let (vmi, kernel) = guest.build();
+        let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+        linux.path(VirtAddr::new(vfsmount), VirtAddr::new(dentry))
+    }
+
+    #[test]
+    fn up_and_out_of_mounted_file_systems() {
+        assert_eq!(path(guest(), 0x22010, 0x20000).unwrap(), "/");
+        assert_eq!(path(guest(), 0x22010, 0x20100).unwrap(), "/data");
+        assert_eq!(path(guest(), 0x22110, 0x21000).unwrap(), "/data");
+        assert_eq!(path(guest(), 0x22110, 0x21100).unwrap(), "/data/known");
+    }
+
+    #[test]
+    fn what_is_gone_is_marked() {
+        let mut guest = guest();
+        guest.put(0x21118, &[0]);
+        assert_eq!(path(guest, 0x22110, 0x21100).unwrap(), "/data/known (deleted)");
+    }
+
+    #[test]
+    fn what_has_no_path_has_a_name() {
+        for (function, expected) in [
+            ("pipefs_dname", "pipe:[77]"),
+            ("sockfs_dname", "socket:[77]"),
+            ("anon_inodefs_dname", "anon_inode:known"),
+            ("simple_dname", "/known (deleted)"),
+        ] {
+            let mut guest = guest();
+            guest.symbol(function, FUNCTION);
+            guest.put(0x21120, &[0x23000, 0x24000]);
+            guest.put(0x23000, &[FUNCTION]);
+            guest.put(0x24000, &[77]);
+            assert_eq!(path(guest, 0x22110, 0x21100).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn paths_in_a_circle_end_in_an_error() {
+        let mut parents = guest();
+        parents.put(0x21200, &[0x21100, 0x30020, 5, 1]);
+        parents.put(0x21100, &[0x21200]);
+        let error = path(parents, 0x22110, 0x21100).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Limit { .. }), "{error}");
+        let mut mounts = guest();
+        mounts.put(0x22200, &[0x22100, 0x21000, 0x20000]);
+        mounts.put(0x22100, &[0x22200, 0x20000, 0x21000]);
+        let error = path(mounts, 0x22110, 0x21100).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Limit { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_name_of_impossible_length_is_an_error() {
+        let mut guest = guest();
+        guest.put32(0x21110, &[u32::MAX]);
+        let error = path(guest, 0x22110, 0x21100).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Corrupt { .. }), "{error}");
+    }
+}

@@ -267,3 +267,117 @@ fn strings(bytes: &[u8]) -> Vec<String> {
     let Some(bytes) = bytes.strip_suffix(&[0]).or(Some(bytes).filter(|bytes| !bytes.is_empty())) else { return Vec::new() };
     bytes.split(|&byte| byte == 0).map(|string| String::from_utf8_lossy(string).into_owned()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_guest::{INIT_TASK, TestGuest};
+
+    const TASK: u64 = 0x9000;
+    const MM: u64 = 0xc000;
+
+    /// init with memory: pgd 0x0, arg_start 0x8, arg_end 0x10, env_start 0x18, env_end 0x20.
+    fn guest() -> TestGuest {
+        let mut guest = TestGuest::new();
+        guest.task(TASK, INIT_TASK, 1, "init");
+        guest.put(TASK + 0x50, &[INIT_TASK, MM]);
+        for (index, name) in ["pgd", "arg_start", "arg_end", "env_start", "env_end"].into_iter().enumerate() {
+            guest.types.member("mm_struct", name, 8 * index as u64, 8);
+        }
+        guest.put(MM, &[0x1000, 0x20000, 0x2000b, 0x2000b, 0x20013]);
+        guest.text(0x20000, concat!("sleep\0", "1001\0", "HOME=/\0\0"));
+        guest
+    }
+
+    fn with_task<T>(
+        guest: TestGuest,
+        read: impl FnOnce(Task<'_, '_, vmi_core::synthetic::SyntheticDriver<vmi_arch_x86::X86>>) -> T,
+    ) -> T {
+        let (vmi, kernel) = guest.build();
+        let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+        read(linux.process(1).unwrap())
+    }
+
+    #[test]
+    fn states_as_proc_tells_them() {
+        // state, exit_state, letter: values of include/linux/sched.h.
+        for (state, exit, letter) in [
+            (0, 0, 'R'),
+            (1, 0, 'S'),
+            (2, 0, 'D'),
+            (0x402, 0, 'I'),
+            (0x2402, 0, 'I'),
+            (0x2001, 0, 'S'),
+            (0x104, 0, 'T'),
+            (0x8, 0, 't'),
+            (0x80, 0x20, 'Z'),
+            (0x80, 0x10, 'X'),
+            (0x80, 0x30, 'Z'),
+            (0x40, 0, 'P'),
+            (0x1000, 0, 'D'),
+            (0x8000, 0, 'D'),
+            (0x200, 0, 'R'),
+        ] {
+            let mut guest = guest();
+            guest.put(TASK + 0x40, &[state]);
+            guest.put32(TASK + 0x48, &[exit]);
+            assert_eq!(with_task(guest, |task| task.state().unwrap().letter()), letter, "{state:#x} {exit:#x}");
+        }
+    }
+
+    #[test]
+    fn arguments_and_environment() {
+        with_task(guest(), |task| {
+            assert_eq!(task.command_line().unwrap(), ["sleep", "1001"]);
+            assert_eq!(task.environment().unwrap(), ["HOME=/", ""]);
+            assert!(!task.is_kernel_thread().unwrap());
+            assert_eq!(task.parent_pid().unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn a_title_written_over_the_arguments_goes_on_into_the_environment() {
+        let mut guest = guest();
+        guest.text(0x20000, "sleep: until 10:01\0\0");
+        with_task(guest, |task| assert_eq!(task.command_line().unwrap(), ["sleep: until 10:01"]));
+    }
+
+    /// Bounds are the program's own (prctl(PR_SET_MM)): no reader may trust them.
+    #[test]
+    fn arguments_with_bounds_that_cannot_be() {
+        for (start, end) in [(0x20000, 0x1000), (0, u64::MAX), (0x20000, 0x20001 + (6 << 20))] {
+            let mut guest = guest();
+            guest.put(MM + 8, &[start, end]);
+            let error = with_task(guest, |task| task.command_line().unwrap_err());
+            assert!(matches!(error.kind(), ErrorKind::Corrupt { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_thread_has_no_memory_and_no_arguments() {
+        let mut guest = guest();
+        guest.put(TASK + 0x58, &[0]);
+        guest.put32(TASK + 0x4c, &[KERNEL_THREAD]);
+        with_task(guest, |task| {
+            assert!(task.is_kernel_thread().unwrap());
+            assert!(task.address_space().unwrap().is_none());
+            assert_eq!(task.command_line().unwrap(), [""; 0]);
+        });
+    }
+
+    #[test]
+    fn a_name_without_an_end_is_an_error() {
+        let mut guest = guest();
+        guest.text(TASK + 0x30, "0123456789abcdef");
+        let error = with_task(guest, |task| task.name().unwrap_err());
+        assert!(matches!(error.kind(), ErrorKind::Unterminated { limit: 16, .. }), "{error}");
+    }
+
+    #[test]
+    fn strings_with_and_without_an_end() {
+        assert_eq!(strings(b""), [""; 0]);
+        assert_eq!(strings(b"\0"), [""]);
+        assert_eq!(strings(b"a\0\0b\0"), ["a", "", "b"]);
+        assert_eq!(strings(b"a\0b"), ["a", "b"]);
+    }
+}

@@ -187,10 +187,11 @@ static LONG_1: Level = small_pages(1, 12, 0, None);
 /// PAE has no protection keys, and leaves nothing to software, above the frame.
 const PAE_RESERVED: u64 = bits(62, 52);
 
-/// The top level of PAE paging: four entries, which have no access bits.
+/// The top level of PAE paging: four entries, which have no access bits. By the manual bit 5 is reserved as well, but QEMU's
+/// emulator (seen in 7.2) treats it as the accessed bit and sets it: the PAE guests of the lab have it.
 pub(super) static PAE: Level = Level {
     index_mask: 3,
-    table_reserved: bits(63, 52) | bits(8, 5) | bits(2, 1),
+    table_reserved: bits(63, 52) | bits(8, 6) | bits(2, 1),
     granted: WRITABLE | USER | NO_EXECUTE,
     ..small_pages(3, 30, 0, Some(&PAE_2))
 };

@@ -15,7 +15,8 @@ use super::walk::walk;
 /// - Execution can be disabled (`EFER.NXE`): bit 63 is not reserved, except in the four top entries of PAE.
 /// - Large pages exist: 4 MiB (`CR4.PSE`) and 1 GiB (CPUID).
 ///
-/// All other reserved bits end a walk with [`FaultKind::ReservedBits`](vmi_core::FaultKind::ReservedBits), as they do in the processor.
+/// All other reserved bits end a walk with [`FaultKind::ReservedBits`](vmi_core::FaultKind::ReservedBits), as they do in the processor;
+/// but bit 5 of the four top entries of PAE is let pass, as QEMU's emulator uses it as the accessed bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PagingMode {
     /// 32-bit paging: 4 KiB and 4 MiB pages, PSE-36.

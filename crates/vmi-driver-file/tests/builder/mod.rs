@@ -26,11 +26,6 @@ impl TestFile {
         Self { directory }
     }
 
-    /// Cuts the file to `len` bytes.
-    pub fn cut(&self, len: usize) {
-        std::fs::OpenOptions::new().write(true).open(self.path()).unwrap().set_len(len as u64).unwrap();
-    }
-
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("image")
     }
@@ -40,9 +35,8 @@ pub fn open(bytes: &[u8]) -> Result<Vmi<ImageDriver>, OpenError> {
     open_with(bytes, OpenOptions::new())
 }
 
-/// The file is gone when this returns; the mapping keeps its content.
 pub fn open_with(bytes: &[u8], options: OpenOptions) -> Result<Vmi<ImageDriver>, OpenError> {
-    options.open(TestFile::new(bytes).path()).map(Vmi::new)
+    options.open_bytes("image", bytes.to_vec()).map(Vmi::new)
 }
 
 /// Bytes that tell where they are.

@@ -12,7 +12,7 @@
 mod decode;
 mod error;
 mod header;
-mod names;
+pub(crate) mod names;
 mod record;
 mod scan;
 #[cfg(test)]

@@ -6,19 +6,19 @@ use rustc_hash::FxHasher;
 
 /// Numbers of types, sorted by a hash of their names; the names themselves stay in the BTF.
 #[derive(Debug, Default)]
-pub(super) struct Names(Vec<(u32, u32)>);
+pub(crate) struct Names(Vec<(u32, u32)>);
 
 impl Names {
-    pub(super) fn push(&mut self, name: &[u8], id: u32) {
+    pub(crate) fn push(&mut self, name: &[u8], id: u32) {
         self.0.push((hash(name), id));
     }
 
-    pub(super) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.0.sort_unstable();
     }
 
     /// The numbers of types that may have this name, ascending.
-    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = u32> {
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = u32> {
         let hash = hash(name.as_bytes());
         let first = self.0.partition_point(|&(other, _)| other < hash);
         let entries = self.0.get(first..).unwrap_or_default();
@@ -26,7 +26,7 @@ impl Names {
     }
 
     /// All numbers, in no particular order.
-    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
         self.0.iter().map(|&(_, id)| id)
     }
 }

@@ -2,6 +2,8 @@
 
 mod record_buffer;
 mod ring_buffer;
+#[cfg(test)]
+mod tests;
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{LogRecord, Result};

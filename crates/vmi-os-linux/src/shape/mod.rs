@@ -10,6 +10,8 @@ mod credentials;
 mod findings;
 mod init_mm;
 mod maple_tree;
+mod module_fields;
+mod module_list;
 mod page_tables;
 mod sample;
 mod search;
@@ -23,7 +25,7 @@ mod user_ranges;
 mod view;
 
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{PhysAddr, Symbols, VirtAddr, Vmi};
+use vmi_core::{AddressSpace, PhysAddr, Symbols, VirtAddr, Vmi};
 
 pub use types::InferredTypes;
 
@@ -124,6 +126,21 @@ pub fn infer<D: X86Driver>(vmi: &Vmi<D>, hints: &Hints<'_>) -> Result<Inferred, 
             spaces.init_root(view).ok_or(ShapeError::NoPageTables)?
         }
     };
+    let space = vmi.address_space(root, spaces.mode);
+    modules(&space, hints, init_task, &mut findings);
     let remarks = findings.remarks(tasks.sample.objects.len());
     Ok(Inferred { types: findings.types, symbols: findings.symbols, mode: spaces.mode, root, remarks })
+}
+
+fn modules<D: X86Driver>(space: &AddressSpace<'_, D>, hints: &Hints<'_>, init_task: u64, findings: &mut Findings) {
+    let known = hints.symbols.find("modules").map(|symbol| symbol.address);
+    match module_list::find(space, init_task, known) {
+        Some(list) => {
+            if known.is_none() {
+                findings.symbol("modules", VirtAddr::new(list.head));
+            }
+            module_fields::infer(space, &list, findings);
+        }
+        None => findings.remark("no loaded module was found: either there is none, or the list of modules could not be told"),
+    }
 }

@@ -14,6 +14,8 @@ pub(super) enum Kind {
     Bytes(u64),
     /// An array of numbers as wide as a pointer.
     Words(u64),
+    /// An array of structures of known size.
+    Structures(&'static str, u64),
 }
 
 /// The structures and members of a kernel that were inferred by shape, and the fixed ones that they are made of.
@@ -48,10 +50,23 @@ impl InferredTypes {
             Kind::Pointer => self.pointer_size,
             Kind::Number(size) | Kind::Bytes(size) => size,
             Kind::Words(count) => count.saturating_mul(self.pointer_size),
-            Kind::Structure(name) => match self.find(name).map(|id| self.get(id)) {
-                Some(Ok(Type::Structure(structure))) => structure.size,
-                _ => 0,
-            },
+            Kind::Structure(name) => self.structure_size(name),
+            Kind::Structures(name, count) => count.saturating_mul(self.structure_size(name)),
+        }
+    }
+
+    fn structure_size(&self, name: &str) -> u64 {
+        match self.find(name).map(|id| self.get(id)) {
+            Some(Ok(Type::Structure(structure))) => structure.size,
+            _ => 0,
+        }
+    }
+
+    /// Sets the size of a structure, where it is known.
+    pub(super) fn resize(&mut self, structure: &str, size: u64) {
+        let id = self.structure_id(structure);
+        if let Some(Type::Structure(structure)) = self.types.get_mut(id.0 as usize) {
+            structure.size = size;
         }
     }
 
@@ -68,6 +83,7 @@ impl InferredTypes {
             Kind::Pointer => Type::Pointer { target: self.push_once(Type::Void) },
             Kind::Number(size) => number(size),
             Kind::Bytes(count) => Type::Array { element: self.push_once(number(1)), count },
+            Kind::Structures(name, count) => Type::Array { element: self.structure_id(name), count },
             Kind::Words(count) => Type::Array { element: self.push_once(number(self.pointer_size)), count },
         };
         self.push_once(ty)

@@ -63,6 +63,9 @@ fn parse_class<H: FileHeader<Endian = LittleEndian>>(bytes: &[u8], options: &Ope
         return Err(malformed(18, format!("ELF machine {} is not x86", machine.0)));
     }
     let segments = segments(header, bytes)?;
+    if segments.is_empty() && header.e_shoff(LE).into() != 0 {
+        return Err(malformed(0, "sections without segments: the cores of Xen (`xl dump-core`) are not supported"));
+    }
     refuse_process(segments)?;
     let mut image = memory(segments, bytes, options)?;
     notes::read(segments, bytes, options, &mut image)?;

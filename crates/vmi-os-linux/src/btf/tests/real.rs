@@ -127,7 +127,7 @@ fn everything_decodes_and_every_name_is_found() {
         for variable in btf.variables() {
             let variable = variable.unwrap();
             assert_eq!(btf.variable(variable.name), Some(variable.ty));
-            assert_eq!((&btf as &dyn TypeSource).size_of(variable.ty).unwrap(), variable.size.into(), "{}", variable.name);
+            assert_eq!((&btf as &dyn TypeSource).size_of(variable.ty).unwrap(), u64::from(variable.size), "{}", variable.name);
         }
     }
 }

@@ -1,0 +1,211 @@
+//! A synthetic guest for tests: a few structures in identity-mapped memory, described by a table of members.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use vmi_arch_x86::{PagingMode, X86};
+use vmi_core::synthetic::SyntheticDriver;
+use vmi_core::{
+    Driver, Error, ErrorKind, Liveness, MachineInfo, Member, MemoryMap, PhysAddr, Region, Result, Structure, SymbolsBuilder,
+    Type, TypeId, TypeSource, VirtAddr, Vmi,
+};
+
+use crate::Kernel;
+
+/// Everything lies below this address; the lowest pages hold the page tables.
+const SIZE: usize = 0x10_0000;
+const ROOT: usize = 0x1000;
+pub(crate) const INIT_TASK: u64 = 0x8000;
+
+/// Structures with members at made-up places. A path `a.b` makes a nested structure `a` at offset zero.
+#[derive(Debug)]
+pub(crate) struct Table {
+    types: Vec<Type>,
+    tags: BTreeMap<String, u32>,
+}
+
+impl Table {
+    fn structure(&mut self, tag: &str) -> u32 {
+        if let Some(&id) = self.tags.get(tag) {
+            return id;
+        }
+        let id = self.types.len() as u32;
+        let empty = Structure { name: tag.to_owned(), size: 0x100, union: false, members: Vec::new() };
+        self.types.push(Type::Structure(empty));
+        self.tags.insert(tag.to_owned(), id);
+        id
+    }
+
+    fn push(&mut self, structure: u32, member: Member) {
+        let Type::Structure(structure) = &mut self.types[structure as usize] else { panic!() };
+        if !structure.members.iter().any(|other| other.name == member.name) {
+            structure.members.push(member);
+        }
+    }
+
+    /// Adds the member at `path`, of `size` bytes at `offset`.
+    pub(crate) fn member(&mut self, structure: &str, path: &str, offset: u64, size: u64) {
+        let mut id = self.structure(structure);
+        let mut names: Vec<_> = path.split('.').collect();
+        let name = names.pop().unwrap();
+        let mut tag = structure.to_owned();
+        for outer in names {
+            tag = format!("{tag}.{outer}");
+            let inner = self.structure(&tag);
+            self.push(id, Member { name: outer.to_owned(), bit_offset: 0, bit_width: None, ty: TypeId(inner) });
+            id = inner;
+        }
+        let ty = TypeId(self.types.len() as u32);
+        self.types.push(Type::Number { name: String::new(), size, signed: false });
+        self.push(id, Member { name: name.to_owned(), bit_offset: offset * 8, bit_width: None, ty });
+    }
+
+    pub(crate) fn size(&mut self, structure: &str, bytes: u64) {
+        let id = self.structure(structure);
+        let Type::Structure(structure) = &mut self.types[id as usize] else { panic!() };
+        structure.size = bytes;
+    }
+}
+
+impl TypeSource for Table {
+    fn find(&self, name: &str) -> Option<TypeId> {
+        self.tags.get(name).map(|&id| TypeId(id))
+    }
+
+    fn get(&self, id: TypeId) -> Result<Type> {
+        self.types
+            .get(id.0 as usize)
+            .cloned()
+            .ok_or_else(|| ErrorKind::NoType { name: format!("type {}", id.0), why: "the table ends before".to_owned() }.into())
+    }
+
+    fn pointer_size(&self) -> u64 {
+        8
+    }
+
+    fn origin(&self) -> String {
+        "a table".to_owned()
+    }
+
+    fn structures(&self) -> Box<dyn Iterator<Item = String> + '_> {
+        Box::new(self.tags.keys().cloned())
+    }
+}
+
+/// Memory, symbols and types under construction. Virtual addresses are physical ones.
+pub(crate) struct TestGuest {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) types: Table,
+    symbols: SymbolsBuilder,
+}
+
+impl TestGuest {
+    /// A guest whose `init_task` is alone in the task list. Where members of a task lie:
+    /// tasks 0x10, pid 0x20, tgid 0x24, comm 0x30, state 0x40, exit_state 0x48, flags 0x4c, real_parent 0x50, mm 0x58.
+    pub(crate) fn new() -> Self {
+        let types = Table { types: vec![Type::Void], tags: BTreeMap::new() };
+        let mut guest = Self { bytes: vec![0; SIZE], types, symbols: SymbolsBuilder::default() };
+        // One page of 1 GiB, present, writable and for user mode.
+        guest.put(ROOT as u64, &[0x2007]);
+        guest.put(0x2000, &[0x87]);
+        for (name, offset, size) in [
+            ("tasks", 0x10, 16),
+            ("pid", 0x20, 4),
+            ("tgid", 0x24, 4),
+            ("comm", 0x30, 16),
+            ("state", 0x40, 8),
+            ("exit_state", 0x48, 4),
+            ("flags", 0x4c, 4),
+            ("real_parent", 0x50, 8),
+            ("mm", 0x58, 8),
+        ] {
+            guest.types.member("task_struct", name, offset, size);
+        }
+        guest.symbol("init_task", INIT_TASK);
+        guest.put(INIT_TASK + 0x10, &[INIT_TASK + 0x10]);
+        guest.text(INIT_TASK + 0x30, "swapper/0");
+        guest
+    }
+
+    /// Writes 64-bit words.
+    pub(crate) fn put(&mut self, at: u64, words: &[u64]) {
+        for (index, word) in words.iter().enumerate() {
+            self.bytes[at as usize + 8 * index..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    /// Writes 32-bit words.
+    pub(crate) fn put32(&mut self, at: u64, words: &[u32]) {
+        for (index, word) in words.iter().enumerate() {
+            self.bytes[at as usize + 4 * index..][..4].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    pub(crate) fn text(&mut self, at: u64, text: &str) {
+        self.bytes[at as usize..][..text.len()].copy_from_slice(text.as_bytes());
+    }
+
+    pub(crate) fn symbol(&mut self, name: &str, at: u64) {
+        self.symbols.push(name, VirtAddr::new(at), b'D');
+    }
+
+    /// A task at `at` that `previous` leads to and that leads back to `init_task`.
+    pub(crate) fn task(&mut self, at: u64, previous: u64, pid: u32, name: &str) {
+        self.put(previous + 0x10, &[at + 0x10]);
+        self.put(at + 0x10, &[INIT_TASK + 0x10]);
+        self.put32(at + 0x20, &[pid, pid]);
+        self.text(at + 0x30, name);
+    }
+
+    fn kernel(types: Table, symbols: SymbolsBuilder) -> Kernel {
+        Kernel {
+            mode: PagingMode::Level4,
+            root: PhysAddr::new(ROOT as u64),
+            symbols: Arc::new(symbols.build()),
+            types: Arc::new(types),
+            banner: "Linux version 0.0-test (nobody) #1".to_owned(),
+            remarks: Vec::new(),
+        }
+    }
+
+    /// The frozen machine, and its kernel.
+    pub(crate) fn build(self) -> (Vmi<SyntheticDriver<X86>>, Kernel) {
+        (Vmi::new(SyntheticDriver::with_arch([(PhysAddr::ZERO, self.bytes)])), Self::kernel(self.types, self.symbols))
+    }
+
+    /// A running machine that writes `word` at `to` as soon as `watched` has been read.
+    pub(crate) fn build_racing(self, watched: u64, to: u64, word: u64) -> (Vmi<RacingDriver>, Kernel) {
+        let memory = MemoryMap::new(Region::new(PhysAddr::ZERO, SIZE as u64));
+        let machine = MachineInfo { name: "racing".to_owned(), memory, liveness: Liveness::Live, notes: Vec::new() };
+        let driver = RacingDriver { machine, bytes: Mutex::new(self.bytes), watched, to, word };
+        (Vmi::new(driver), Self::kernel(self.types, self.symbols))
+    }
+}
+
+/// See [`TestGuest::build_racing`].
+pub(crate) struct RacingDriver {
+    machine: MachineInfo,
+    bytes: Mutex<Vec<u8>>,
+    watched: u64,
+    to: u64,
+    word: u64,
+}
+
+impl Driver for RacingDriver {
+    type Arch = X86;
+
+    fn machine(&self) -> &MachineInfo {
+        &self.machine
+    }
+
+    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        let mut bytes = self.bytes.lock().unwrap();
+        let start = at.get() as usize;
+        let from = bytes.get(start..start + buf.len()).ok_or_else(|| Error::hole(at))?;
+        buf.copy_from_slice(from);
+        if at.get() == self.watched {
+            bytes[self.to as usize..][..8].copy_from_slice(&self.word.to_le_bytes());
+        }
+        Ok(())
+    }
+}

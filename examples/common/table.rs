@@ -1,0 +1,113 @@
+//! Rows as an aligned table or as a JSON array, printed one by one: memory does not grow with their number.
+
+use std::io::{self, BufWriter, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::complain;
+use super::text::{json_printable, printable};
+
+/// Heading and least width of a column; a negative width aligns to the right. Longer cells push the rest of their row.
+pub type Column = (&'static str, isize);
+
+/// A row: what JSON says of it, and its cells in a table.
+pub trait Row: Serialize {
+    /// One cell for each column. What is not known is `-`.
+    fn cells(&self) -> Vec<String>;
+
+    /// Lines that belong below the row.
+    fn below(&self) -> String {
+        String::new()
+    }
+}
+
+/// Rows on standard output.
+pub struct Table {
+    out: BufWriter<Box<dyn Write>>,
+    columns: &'static [Column],
+    json: bool,
+    rows: u64,
+    failures: u64,
+}
+
+impl Table {
+    pub fn new(columns: &'static [Column], json: bool) -> Self {
+        let out: Box<dyn Write> = if json { Box::new(io::stdout().lock()) } else { Box::new(anstream::stdout().lock()) };
+        Self { out: BufWriter::new(out), columns, json, rows: 0, failures: 0 }
+    }
+
+    /// Prints a row, or on standard error why it could not be read.
+    pub fn row<R: Row>(&mut self, row: vmi::Result<R>) -> anyhow::Result<()> {
+        match row {
+            Ok(row) => {
+                self.start()?;
+                self.rows += 1;
+                if self.json { self.json_row(&row)? } else { self.text_row(&row)? }
+            }
+            Err(error) => {
+                self.failures += 1;
+                if self.json && self.rows > 0 {
+                    self.out.write_all(b"\n")?; // the message is not to stand in the row's line
+                }
+                self.out.flush()?;
+                complain(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the table. The exit code says whether all rows could be read, some or none.
+    pub fn finish(mut self) -> anyhow::Result<ExitCode> {
+        if self.rows > 0 || self.failures == 0 {
+            self.start()?;
+            if self.json {
+                self.out.write_all(if self.rows > 0 { b"\n]\n" } else { b"]\n" })?;
+            }
+        }
+        self.out.flush()?;
+        Ok(match (self.rows, self.failures) {
+            (_, 0) => ExitCode::SUCCESS,
+            (0, _) => ExitCode::FAILURE,
+            _ => ExitCode::from(3),
+        })
+    }
+
+    /// What stands before the first row.
+    fn start(&mut self) -> io::Result<()> {
+        if self.rows > 0 {
+            return Ok(());
+        }
+        if self.json {
+            return self.out.write_all(b"[");
+        }
+        if self.columns.iter().all(|(heading, _)| heading.is_empty()) {
+            return Ok(());
+        }
+        let headings = self.align(self.columns.iter().map(|(heading, _)| (*heading).to_owned()));
+        writeln!(self.out, "\x1b[1m{headings}\x1b[0m")
+    }
+
+    fn json_row<R: Row>(&mut self, row: &R) -> anyhow::Result<()> {
+        let separator = if self.rows > 1 { ",\n" } else { "\n" };
+        write!(self.out, "{separator}{}", json_printable(&serde_json::to_string(row)?))?;
+        Ok(())
+    }
+
+    fn text_row<R: Row>(&mut self, row: &R) -> io::Result<()> {
+        let line = self.align(row.cells());
+        writeln!(self.out, "{line}")?;
+        row.below().lines().try_for_each(|line| writeln!(self.out, "{}", printable(line)))
+    }
+
+    fn align(&self, cells: impl IntoIterator<Item = String>) -> String {
+        let mut line = String::new();
+        for (cell, &(_, width)) in cells.into_iter().zip(self.columns) {
+            let cell = printable(&cell);
+            let least = width.unsigned_abs();
+            line += &if width < 0 { format!("{cell:>least$} ") } else { format!("{cell:<least$} ") };
+        }
+        line.truncate(line.trim_end().len());
+        line
+    }
+}
