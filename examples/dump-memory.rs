@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use common::table::{Column, Row};
 use common::text::size;
-use common::{Common, EXIT_CODES, complain, progress_bar};
+use common::{Common, EXIT_CODES, complain, progress};
 use serde::Serialize;
 use vmi::file::{Format, write};
 
@@ -62,12 +62,7 @@ fn main() -> ExitCode {
         }
         let vmi = args.common.open()?;
 
-        let bar = progress_bar("writing");
-        let summary = write::image(&vmi, &args.output, format, |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        })?;
-        bar.finish_and_clear();
+        let summary = write::image(&vmi, &args.output, format, progress("writing"))?;
 
         let mut table = args.common.table(DumpRow::COLUMNS);
         let unreadable = summary.unreadable_bytes();

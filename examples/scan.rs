@@ -92,7 +92,7 @@ fn parse_hex(text: &str) -> anyhow::Result<Vec<u8>> {
         .filter(|c| !c.is_whitespace())
         .map(|c| c.to_digit(16).with_context(|| format!("`{c}` is not a hexadecimal digit")))
         .collect::<Result<_, _>>()?;
-    ensure!(digits.len() % 2 == 0, "a byte takes two hexadecimal digits; `{text}` has {}", digits.len());
+    ensure!(digits.len().is_multiple_of(2), "a byte takes two hexadecimal digits; `{text}` has {}", digits.len());
     Ok(digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect())
 }
 

@@ -5,8 +5,6 @@
 //!
 //! ```
 //! # let image = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/debian-6.12.raw.zst");
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # fn list(image: &str) -> Result<(), Box<dyn std::error::Error>> {
 //! use vmi::linux::Linux;
 //!
 //! let vmi = vmi::open(image)?; // "guest.lime", "guest.elf", "guest.raw.zst", ...
@@ -15,21 +13,16 @@
 //!     let task = task?;
 //!     println!("{:>6} {:>6} {}", task.pid()?, task.parent_pid()?, task.name()?);
 //! }
-//! # Ok(())
-//! # }
-//! # list(image)
-//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! A tool that serves every operating system asks [`attach()`] which one is inside, and gets a [`Guest`]:
 //!
 //! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let vmi = vmi::open("guest.lime")?;
 //! let guest = vmi::attach(&vmi)?;
 //! println!("{} with {} symbols", guest.version(), guest.symbols().len());
-//! # Ok(())
-//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! What is where:

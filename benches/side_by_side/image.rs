@@ -21,7 +21,7 @@ pub fn open() -> BenchImage {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("demo-1g.raw");
     let mut file = File::create_new(&path).unwrap();
-    let demo = vmi::open(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/debian-6.12.raw.zst")).unwrap();
+    let demo = vmi::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/debian-6.12.raw.zst")).unwrap();
     for region in demo.machine().memory.regions() {
         file.seek(SeekFrom::Start(region.start().get())).unwrap();
         std::io::copy(&mut demo.reader(region.start()..region.end()), &mut file).unwrap();

@@ -36,7 +36,7 @@ fn random_addresses(count: usize, below: u64, alignment: u64) -> Vec<u64> {
 
 fn main() {
     let image = image::open();
-    let vmi = vmi::open(&image.path.display().to_string()).unwrap();
+    let vmi = vmi::open(image.path.as_path()).unwrap();
     let mapped = limit::MappedImage::open(&image.path);
     let mut memflow = peer::Memflow::open(&image.path);
     let linux = vmi::linux::Linux::attach(&vmi).unwrap();
@@ -56,9 +56,9 @@ fn main() {
 fn physical(table: &mut Table, vmi: &Vmi<AnyDriver>, mapped: &limit::MappedImage, memflow: &mut peer::Memflow) {
     let at = 0x10_0040u64;
     let row = measure(&mut [
-        Contender::new("ours", 4096, || black_box(vmi.read::<u32>(PhysAddr::new(black_box(at))).unwrap()) as u64),
-        Contender::new("limit", 4096, || black_box(mapped.read_u32(black_box(at)).unwrap()) as u64),
-        Contender::new("memflow", 4096, || black_box(memflow.read_u32(black_box(at))) as u64),
+        Contender::new("ours", 4096, || u64::from(vmi.read::<u32>(PhysAddr::new(black_box(at))).unwrap())),
+        Contender::new("limit", 4096, || u64::from(mapped.read_u32(black_box(at)).unwrap())),
+        Contender::new("memflow", 4096, || u64::from(memflow.read_u32(black_box(at)))),
     ]);
     table.row("4-byte physical read, hot", "guarded volatile load", &row);
 
@@ -67,13 +67,16 @@ fn physical(table: &mut Table, vmi: &Vmi<AnyDriver>, mapped: &limit::MappedImage
     let mut bare = vec![0u8; 7504];
     let many = measure(&mut [
         Contender::new("ours", 8, || {
-            (0..1875u64).map(|i| u64::from(vmi.read::<u32>(PhysAddr::new(black_box(at) + 4 * i)).unwrap())).fold(0, u64::wrapping_add)
+            let at = black_box(at);
+            (0..1875u64).map(|i| u64::from(vmi.read::<u32>(PhysAddr::new(at + 4 * i)).unwrap())).fold(0, u64::wrapping_add)
         }),
         Contender::new("limit", 8, || {
-            (0..1875u64).map(|i| u64::from(mapped.read_u32(black_box(at) + 4 * i).unwrap())).fold(0, u64::wrapping_add)
+            let at = black_box(at);
+            (0..1875u64).map(|i| u64::from(mapped.read_u32(at + 4 * i).unwrap())).fold(0, u64::wrapping_add)
         }),
         Contender::new("memflow", 8, || {
-            (0..1875u64).map(|i| u64::from(memflow.read_u32(black_box(at) + 4 * i))).fold(0, u64::wrapping_add)
+            let at = black_box(at);
+            (0..1875u64).map(|i| u64::from(memflow.read_u32(at + 4 * i))).fold(0, u64::wrapping_add)
         }),
     ]);
     table.row("1875 reads of 4 bytes", "guarded volatile loads", &many);
@@ -96,8 +99,10 @@ fn physical(table: &mut Table, vmi: &Vmi<AnyDriver>, mapped: &limit::MappedImage
 
     let addresses = random_addresses(1 << 17, mapped.len() as u64, 8);
     let row = measure(&mut [
-        Contender::new("ours", 1, || addresses.iter().fold(0u64, |sum, &at| sum.wrapping_add(vmi.read(PhysAddr::new(at)).unwrap())))
-            .each(addresses.len()),
+        Contender::new("ours", 1, || {
+            addresses.iter().fold(0u64, |sum, &at| sum.wrapping_add(vmi.read(PhysAddr::new(at)).unwrap()))
+        })
+        .each(addresses.len()),
         Contender::new("limit", 1, || addresses.iter().fold(0u64, |sum, &at| sum.wrapping_add(mapped.load_u64(at))))
             .each(addresses.len()),
         Contender::new("memflow", 1, || addresses.iter().fold(0u64, |sum, &at| sum.wrapping_add(memflow.read_u64(at))))
@@ -120,9 +125,9 @@ fn virtual_memory(
     let at = symbols.address("init_task").unwrap();
     memflow.use_root(root.get());
     let row = measure(&mut [
-        Contender::new("ours", 4096, || black_box(space.translate(black_box(at)).unwrap()).at.get()),
-        Contender::new("limit", 4096, || black_box(mapped.walk(root.get(), black_box(at).get()))),
-        Contender::new("memflow", 4096, || black_box(memflow.translate(black_box(at).get()))),
+        Contender::new("ours", 4096, || space.translate(black_box(at)).unwrap().at.get()),
+        Contender::new("limit", 4096, || mapped.walk(root.get(), black_box(at).get())),
+        Contender::new("memflow", 4096, || memflow.translate(black_box(at).get())),
     ]);
     table.row("translation of a hot address", "unguarded 4-level walk", &row);
 
@@ -142,9 +147,9 @@ fn virtual_memory(
     table.row("full page walk", "unguarded 4-level walk", &row);
 
     let row = measure(&mut [
-        Contender::new("ours", 4096, || black_box(space.read::<u64>(black_box(at)).unwrap())),
-        Contender::new("limit", 4096, || black_box(mapped.load_u64(mapped.walk(root.get(), black_box(at).get())))),
-        Contender::new("memflow", 4096, || black_box(memflow.read_virtual_u64(black_box(at).get()))),
+        Contender::new("ours", 4096, || space.read::<u64>(black_box(at)).unwrap()),
+        Contender::new("limit", 4096, || mapped.load_u64(mapped.walk(root.get(), black_box(at).get()))),
+        Contender::new("memflow", 4096, || memflow.read_virtual_u64(black_box(at).get())),
     ]);
     table.row("8-byte virtual read, hot", "unguarded walk and load", &row);
 }
@@ -191,14 +196,12 @@ fn sequential(table: &mut Table, vmi: &Vmi<AnyDriver>, mapped: &limit::MappedIma
 }
 
 fn processes(table: &mut Table, path: &std::path::Path, vmi: &Vmi<AnyDriver>) {
-    let cold = measure(&mut [
-        Contender::new("ours", 1, || {
-            let vmi = vmi::open(&path.display().to_string()).unwrap();
-            let linux = vmi::linux::Linux::attach(&vmi).unwrap();
-            linux.processes().map(|task| u64::from(task.unwrap().pid().unwrap())).sum()
-        })
-        .whole_process(),
-    ]);
+    let cold = measure(&mut [Contender::new("ours", 1, || {
+        let vmi = vmi::open(path).unwrap();
+        let linux = vmi::linux::Linux::attach(&vmi).unwrap();
+        linux.processes().map(|task| u64::from(task.unwrap().pid().unwrap())).sum()
+    })
+    .whole_process()]);
     table.row("open, attach and list processes, nothing known", "", &cold);
 
     let linux = vmi::linux::Linux::attach(vmi).unwrap();

@@ -14,6 +14,8 @@ pub struct Memflow {
     memory: Connector,
     translate: DirectTranslate,
     root: Address,
+    /// Reads through the page tables at `root`.
+    read_virtual: Box<dyn FnMut(u64) -> u64>,
 }
 
 impl Memflow {
@@ -22,11 +24,13 @@ impl Memflow {
         let mut map = MemoryMap::new();
         map.push_remap(Address::NULL, file.metadata().unwrap().len(), Address::NULL);
         let memory = MmapInfo::try_with_filemap(file, map).unwrap().into_connector();
-        Self { memory, translate: DirectTranslate::new(), root: Address::NULL }
+        Self { memory, translate: DirectTranslate::new(), root: Address::NULL, read_virtual: Box::new(|_| 0) }
     }
 
     pub fn use_root(&mut self, root: u64) {
         self.root = Address::from(root);
+        let mut space = VirtualDma::new(self.memory.clone(), x64::ARCH, x64::new_translator(self.root));
+        self.read_virtual = Box::new(move |at| space.read(Address::from(at)).unwrap());
     }
 
     pub fn read_u32(&mut self, at: u64) -> u32 {
@@ -47,7 +51,6 @@ impl Memflow {
     }
 
     pub fn read_virtual_u64(&mut self, at: u64) -> u64 {
-        let translator = x64::new_translator(self.root);
-        VirtualDma::with_vat(&mut self.memory, x64::ARCH, translator, &mut self.translate).read(Address::from(at)).unwrap()
+        (self.read_virtual)(at)
     }
 }

@@ -5,12 +5,14 @@ pub mod table;
 pub mod text;
 
 use core::fmt::Display;
-use std::io;
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use vmi::file::{OpenOptions, RawMap};
+use vmi::linux::{Linux, discover, symbol_files};
 use vmi::{AnyDriver, Guest, Target, Vmi};
 
 use self::table::{Column, Table};
@@ -49,6 +51,11 @@ pub struct Common {
     /// Read what there is of an image that is cut short
     #[arg(long)]
     allow_truncated: bool,
+
+    /// What describes the kernel, if it does not describe itself: System.map, vmlinux, BTF or Volatility symbol file; more than once
+    /// for several
+    #[arg(long, value_name = "FILE")]
+    symbols: Vec<PathBuf>,
 }
 
 impl Common {
@@ -58,30 +65,32 @@ impl Common {
             self.note(format_args!("no target given: this is the demo image of the repository, {DEMO}"));
             Path::new(DEMO).into()
         });
-        let bar = progress_bar("unpacking");
-        let mut options = OpenOptions::new().allow_truncated(self.allow_truncated).progress({
-            let bar = bar.clone();
-            move |done, total| {
-                bar.set_length(total);
-                bar.set_position(done);
-            }
-        });
+        let mut options = OpenOptions::new().allow_truncated(self.allow_truncated).progress(progress("unpacking"));
         if let Some(map) = &self.raw_map {
             options = options.raw_map(map.clone());
         }
-        let opened = vmi::open_with(target, options);
-        bar.finish_and_clear();
-        Ok(opened?)
+        Ok(vmi::open_with(target, options)?)
     }
 
     /// Finds out which operating system is inside, and notes what is to be known about that.
     pub fn attach<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Box<dyn Guest + 'v>> {
-        let guest = vmi::attach(vmi)?;
+        let guest = if self.symbols.is_empty() { vmi::attach(vmi)? } else { Box::new(self.linux(vmi)?) };
         self.note(guest.version());
         for remark in guest.remarks() {
             self.note(remark);
         }
         Ok(guest)
+    }
+
+    /// A Linux guest, by the symbol files that are given.
+    fn linux<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Linux<'v, AnyDriver>> {
+        let mut options = discover::Options::default();
+        for path in &self.symbols {
+            let file = symbol_files::open(path)?;
+            options.symbols = file.symbols.map(Arc::new).or(options.symbols);
+            options.types = file.types.or(options.types);
+        }
+        Ok(Linux::with_kernel(vmi, discover::find_with(vmi, &options)?)?)
     }
 
     /// Where rows go: an aligned table, or JSON if that is asked for.
@@ -92,20 +101,36 @@ impl Common {
     /// Prints a note on standard error, unless it is to be quiet.
     pub fn note(&self, text: impl Display) {
         if !self.quiet {
-            anstream::eprintln!("\x1b[36mnote:\x1b[0m {}", text::printable(&text.to_string()));
+            say("\x1b[36mnote:\x1b[0m", text);
         }
     }
 }
 
-/// A bar on standard error; none if that is not a terminal.
-pub fn progress_bar(action: &'static str) -> ProgressBar {
+/// Shows what is done, of how much, as a bar on standard error; not at all if that is not a terminal. The bar goes with the closure.
+pub fn progress(action: &'static str) -> impl FnMut(u64, u64) + Send + 'static {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}");
-    ProgressBar::no_length().with_message(action).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    let bar = ProgressBar::no_length()
+        .with_message(action)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_finish(ProgressFinish::AndClear);
+    move |done, total| {
+        bar.update(|state| {
+            state.set_len(total);
+            state.set_pos(done);
+        })
+    }
 }
 
 /// Prints an error on standard error.
 pub fn complain(error: impl Display) {
-    anstream::eprintln!("\x1b[1;31merror:\x1b[0m {error}");
+    say("\x1b[1;31merror:\x1b[0m", error);
+}
+
+/// Nothing can be done if nobody reads standard error.
+fn say(label: &str, text: impl Display) {
+    let message = text.to_string();
+    let lines: Vec<_> = message.lines().map(text::printable).collect();
+    let _ = writeln!(anstream::stderr(), "{label} {}", lines.join("\n"));
 }
 
 /// Runs an example and prints the error that ended it.

@@ -100,14 +100,21 @@ impl Table {
         row.below().lines().try_for_each(|line| writeln!(self.out, "{}", printable(line)))
     }
 
+    /// The cells below each other's headings. Nothing is padded behind the last cell that is not empty.
     fn align(&self, cells: impl IntoIterator<Item = String>) -> String {
         let mut line = String::new();
+        let mut gap = 0;
         for (cell, &(_, width)) in cells.into_iter().zip(self.columns) {
             let cell = printable(&cell);
-            let least = width.unsigned_abs();
-            line += &if width < 0 { format!("{cell:>least$} ") } else { format!("{cell:<least$} ") };
+            let fill = width.unsigned_abs().saturating_sub(cell.chars().count());
+            let (before, behind) = if width < 0 { (fill, 0) } else { (0, fill) };
+            if !cell.is_empty() {
+                line.extend(std::iter::repeat_n(' ', gap + before));
+                line += &cell;
+                gap = 0;
+            }
+            gap += behind + 1;
         }
-        line.truncate(line.trim_end().len());
         line
     }
 }

@@ -49,7 +49,7 @@ pub fn json_printable(json: &str) -> Cow<'_, str> {
 }
 
 fn acts_on_a_terminal(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    (c.is_control() && c != '\t') || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A time as RFC 3339 has it, in UTC with milliseconds: `2026-11-21T02:04:08.000Z`. `None` before 1970 and after 9999.

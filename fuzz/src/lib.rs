@@ -14,6 +14,15 @@ pub struct Target {
     pub name: &'static str,
     /// What it feeds.
     pub about: &'static str,
-    /// Runs it on an input.
-    pub run: fn(&[u8]),
+    /// Runs it on an input. Tells whether the parser accepted that.
+    pub run: fn(&[u8]) -> bool,
+}
+
+/// Runs the target of this name. Tells whether the parser accepted the input.
+///
+/// # Panics
+/// If there is no such target, or if it found a defect.
+pub fn run(name: &str, data: &[u8]) -> bool {
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target of this name");
+    (target.run)(data)
 }

@@ -10,14 +10,21 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use nix::sys::resource::{Resource, setrlimit};
 use vmi_fuzz::TARGETS;
+
+/// Bytes of memory that this process may take in all, mapped files aside. An allocation beyond ends it.
+const MEMORY: u64 = 1 << 30;
 
 /// Replays and mutates the corpus of a fuzz target.
 #[derive(Parser)]
 #[command(after_help = "Examples:
   vmi-fuzz all --seconds 5            every target for five seconds
   vmi-fuzz kallsyms --seconds 3600    one target for an hour
-  vmi-fuzz elf --input crash.bin      one input, to see it fail")]
+  vmi-fuzz elf --input crash.bin      one input, to see it fail
+
+An input that makes a target panic, take more than 10 seconds or allocate more than 1 GiB is kept in fuzz/artifacts/TARGET: under a
+name of its own if it panics, else as `current`.")]
 struct Arguments {
     /// A target, or `all`; without one the targets are listed.
     target: Option<String>,
@@ -43,6 +50,10 @@ fn main() -> ExitCode {
         eprintln!("no fuzz target `{name}`; run without arguments for a list");
         return ExitCode::from(2);
     }
+    if let Err(error) = setrlimit(Resource::RLIMIT_DATA, MEMORY, MEMORY) {
+        eprintln!("memory cannot be limited: {error}");
+        return ExitCode::from(2);
+    }
     if let Some(input) = arguments.input {
         let bytes = match std::fs::read(&input) {
             Ok(bytes) => bytes,
@@ -51,7 +62,9 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         };
-        chosen.iter().for_each(|target| (target.run)(&bytes));
+        for target in chosen {
+            println!("{:<16} {}", target.name, if (target.run)(&bytes) { "accepted" } else { "refused" });
+        }
         return ExitCode::SUCCESS;
     }
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");

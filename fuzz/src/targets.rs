@@ -1,7 +1,8 @@
 //! The targets.
 
-mod attach;
+mod demo;
 mod images;
+mod linux;
 mod paging;
 mod symbols;
 
@@ -12,6 +13,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "page_walk", about: "page walks of every mode over hostile tables", run: paging::walk },
     Target { name: "mappings", about: "all mappings of hostile page tables", run: paging::mappings },
     Target { name: "descriptors", about: "descriptor tables and gates", run: paging::descriptors },
+    Target { name: "raw", about: "raw images with a map", run: images::raw },
     Target { name: "elf", about: "ELF core images", run: images::open },
     Target { name: "lime", about: "LiME images", run: images::open },
     Target { name: "packed", about: "zstd and gzip around images", run: images::open },
@@ -20,7 +22,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "isf", about: "Volatility symbol files", run: symbols::isf },
     Target { name: "system_map", about: "System.map", run: symbols::system_map },
     Target { name: "dwarf", about: "vmlinux with DWARF", run: symbols::dwarf },
-    Target { name: "attach", about: "everything on the demo image with patches", run: attach::attach },
+    Target { name: "vmcoreinfo", about: "the note VMCOREINFO, and the page tables it names", run: linux::vmcoreinfo },
+    Target { name: "shape", about: "inference of structures on the demo image with patches", run: linux::shape },
+    Target { name: "attach", about: "everything else of Linux on the demo image with patches", run: linux::attach },
 ];
 
 /// Splits a fixed head off.

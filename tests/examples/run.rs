@@ -1,6 +1,7 @@
 //! Runs the examples that cargo built beside this test.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -34,6 +35,12 @@ impl Run {
 
     pub(crate) fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         self.0.args(arguments);
+        self
+    }
+
+    /// Sends standard error to a file instead of the output.
+    pub(crate) fn stderr(mut self, file: File) -> Self {
+        self.0.stderr(file);
         self
     }
 

@@ -90,7 +90,7 @@ fn fits_pattern(pattern: &str, text: &str) -> bool {
     let is_hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     match pattern {
         "^0x[0-9a-f]{16}$" => text.len() == 18 && text.strip_prefix("0x").is_some_and(is_hex),
-        "^([0-9a-f]{2})*$" => text.len() % 2 == 0 && is_hex(text),
+        "^([0-9a-f]{2})*$" => text.len().is_multiple_of(2) && is_hex(text),
         "^r[w-][x-][u-]$" => {
             text.len() == 4
                 && text.bytes().zip(b"rwxu").all(|(byte, letter)| byte == *letter || byte == b'-')

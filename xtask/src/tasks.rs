@@ -32,7 +32,7 @@ fn static_checks(steps: &mut Steps) {
     steps.run("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
     steps.run("doc", cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"));
     if prerequisites::present("cargo-deny") {
-        steps.run("deny", &mut cargo(&["deny", "check", "licenses", "bans", "sources"]));
+        steps.run("deny", &mut cargo(&["deny", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]));
     } else {
         steps.skip("deny", "cargo-deny is not installed");
     }

@@ -194,12 +194,18 @@ fn the_limit_is_an_error_and_the_end() {
 }
 
 #[test]
-fn not_canonical_is_never_reported() {
+fn ranges_that_start_or_end_between_the_halves() {
     let pages =
         Pages::new().put64(0x1000 + 255 * 8, 0x2000 | ALL).put64(0x1000 + 256 * 8, 0x2000 | ALL).put64(0x2000, LARGE | ALL);
-    let items: Vec<_> = Level4.mappings(&pages.vmi(), PhysAddr::new(0x1000), ..).map(line).collect();
-    assert_eq!(
-        items,
-        ["0x7f8000000000+0x40000000 to 0x0 30 rwxu", "0xffff800000000000+0x8000000000 level 3 as at 0x7f8000000000 rwxu"]
-    );
+    let vmi = pages.vmi();
+    let between = VirtAddr::new(0x0000_9000_0000_0000);
+    let root = PhysAddr::new(0x1000);
+    let low: Vec<_> = Level4.mappings(&vmi, root, ..between).map(line).collect();
+    assert_eq!(low, ["0x7f8000000000+0x40000000 to 0x0 30 rwxu"]);
+    // The bits of this end that are translated are those of a low address.
+    assert_eq!(Level4.mappings(&vmi, root, ..VirtAddr::new(1 << 48 | 0x1000)).map(line).collect::<Vec<_>>(), low);
+    let high: Vec<_> = Level4.mappings(&vmi, root, between..).map(line).collect();
+    assert_eq!(high, ["0xffff800000000000+0x40000000 to 0x0 30 rwxu"]);
+    let all: Vec<_> = Level4.mappings(&vmi, root, ..).map(line).collect();
+    assert_eq!(all, [&low[0], "0xffff800000000000+0x8000000000 level 3 as at 0x7f8000000000 rwxu"]);
 }

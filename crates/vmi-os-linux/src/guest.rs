@@ -1,5 +1,7 @@
 //! A Linux guest as the rows that all operating systems share.
 
+use std::time::SystemTime;
+
 use vmi_arch_x86::X86Driver;
 use vmi_core::{
     AddressSpace, Error, Guest, LogRecord, Memory, MemoryArea, Module, Process, Result, Rows, Symbols, Thread, Translation,
@@ -29,8 +31,8 @@ fn present<T>(read: Result<T>) -> Result<Option<T>> {
 }
 
 impl<D: X86Driver> Task<'_, '_, D> {
-    /// The process as a row.
-    fn row(&self) -> Result<Process> {
+    /// The process as a row; `boot` is when the guest booted.
+    fn row(&self, boot: Option<SystemTime>) -> Result<Process> {
         let mut row = Process::new(self.tgid()?, self.name()?, self.address());
         row.parent_pid = known(self.parent_pid())?;
         row.state = known(self.state())?;
@@ -38,9 +40,7 @@ impl<D: X86Driver> Task<'_, '_, D> {
         row.gid = known(self.gid())?;
         row.kernel = self.is_kernel_thread()?;
         row.page_table = known(self.page_table())?.flatten();
-        if let (Some(start), Some(boot)) = (known(self.start_time())?, known(self.linux.boot_time())?) {
-            row.started = boot.checked_add(start);
-        }
+        row.started = known(self.start_time())?.and_then(|start| boot?.checked_add(start));
         if self.mm()?.is_some() {
             row.command_line = present(self.command_line())?;
         }
@@ -74,19 +74,24 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
     fn remarks(&self) -> Vec<String> {
         let layout = &self.layout;
         let features = [
-            ("the states of processes", layout.task.state),
-            ("the parents of processes", layout.task.real_parent),
-            ("the users of processes", layout.cred.euid),
-            ("the start of processes", layout.task.start),
-            ("threads", layout.signal.thread_head),
-            ("command lines", layout.mm.arg_start),
-            ("memory areas", layout.area.start),
-            ("modules", layout.module.list),
+            ("the states of processes", layout.task.state.exists()),
+            ("the parents of processes", layout.task.real_parent.exists()),
+            ("the users of processes", layout.cred.euid.exists()),
+            ("the start of processes", layout.task.start.exists()),
+            ("threads", layout.signal.thread_head.exists()),
+            ("command lines", layout.mm.arg_start.exists()),
+            ("memory areas", layout.area.start.exists()),
+            ("modules", layout.module.list.exists()),
+            ("the kernel log", layout.log.descriptors.exists() || layout.log_record.len.exists()),
+            ("the boot time", layout.timekeeper.real.exists()),
         ];
-        let lacking: Vec<_> = features.into_iter().filter(|(_, member)| !member.exists()).map(|(feature, _)| feature).collect();
+        let lacking: Vec<_> = features.into_iter().filter(|(_, exists)| !exists).map(|(feature, _)| feature).collect();
         let mut remarks = self.kernel().remarks.clone();
         if !lacking.is_empty() {
             remarks.push(format!("the type information says nothing about {}", lacking.join(", ")));
+        }
+        if let Err(error) = known(self.boot_time()) {
+            remarks.push(format!("the boot time cannot be told: {error}"));
         }
         if let Some(symbols) = self.symbol_remarks_so_far() {
             remarks.extend_from_slice(symbols);
@@ -95,7 +100,9 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
     }
 
     fn processes(&self) -> Rows<'_, Process> {
-        Box::new(Linux::processes(self).map(|task| task?.row()))
+        // One that cannot be read is told by `remarks`.
+        let boot = self.boot_time().ok();
+        Box::new(Linux::processes(self).map(move |task| task?.row(boot)))
     }
 
     fn threads(&self) -> Rows<'_, Thread> {

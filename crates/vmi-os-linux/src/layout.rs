@@ -240,7 +240,7 @@ layout! {
         name: "name",
         name_offset: "name_offset",
     }
-    /// include/linux/bpf.h, since 5.7 (commit ecb60d1c6714).
+    /// include/linux/bpf.h, since 5.7.
     bpf_symbol: BpfSymbolLayout = "bpf_ksym" {
         start: "start",
         name: "name",

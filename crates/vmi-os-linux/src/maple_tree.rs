@@ -296,4 +296,68 @@ mod tests {
         let nodes: Vec<_> = (1..=40u64).map(|n| node(&[(0, 1), (128, (0x10000 + 256 * n) | RANGE)], (248, 0))).collect();
         corrupt(0x10000 | RANGE, &nodes, "deeper");
     }
+
+    /// A node of `kind` over these slots (start of its range, entry), with garbage wherever nothing may be read.
+    fn filled(kind: u64, slots: &[(u64, u64)], max: u64) -> Vec<u8> {
+        let (first_slot, meta) = if kind == ARANGE { (80, 240) } else { (128, 248) };
+        let mut words = vec![(0, 1)];
+        words.extend((8..NODE_SIZE).step_by(8).map(|at| (at, 0xdead_dead_dead_de00)));
+        let last_pivot = first_slot - 8;
+        words.push((last_pivot, 0));
+        for (index, (_, entry)) in slots.iter().enumerate() {
+            let end = slots.get(index + 1).map_or(max, |next| next.0 - 1);
+            if 8 + 8 * index <= last_pivot {
+                words.push((8 + 8 * index, end));
+            }
+            words.push((first_slot + 8 * index, *entry));
+        }
+        match slots.len() {
+            16 => node(&words, (0, 1)),
+            len => node(&words, (meta, len as u8 - 1)),
+        }
+    }
+
+    proptest::proptest! {
+        /// Trees of three levels over random areas and gaps hold exactly what was put in.
+        #[test]
+        fn whatever_is_put_in_comes_out(sizes in proptest::collection::vec(proptest::collection::vec(1usize..=16, 1..=10), 1..=10),
+                                        gaps in proptest::collection::vec(proptest::bool::ANY, 64)) {
+            let mut nodes = vec![Vec::new()];
+            let (mut expected, mut top) = (Vec::new(), Vec::new());
+            let reference = |nodes: &Vec<Vec<u8>>, kind| (0x10000 + 256 * (nodes.len() as u64 - 1)) | kind;
+            let leaves: usize = sizes.iter().map(Vec::len).sum();
+            let total = sizes.iter().flatten().sum::<usize>() as u64;
+            let (mut number, mut leaf) = (0u64, 0);
+            for middle in &sizes {
+                let start = 0x1000 * number;
+                let mut slots = Vec::new();
+                for &size in middle {
+                    leaf += 1;
+                    let start = 0x1000 * number;
+                    let mut values = Vec::new();
+                    for _ in 0..size {
+                        let value = if gaps[number as usize % gaps.len()] { 0 } else { 0x8000 + 64 * number };
+                        values.push((0x1000 * number, value));
+                        expected.extend(Some(value).filter(|&value| value != 0));
+                        number += 1;
+                    }
+                    let max = if leaf == leaves { u64::MAX } else { 0x1000 * number - 1 };
+                    nodes.push(filled(LEAF, &values, max));
+                    slots.push((start, reference(&nodes, LEAF)));
+                }
+                let max = if number == total { u64::MAX } else { 0x1000 * number - 1 };
+                nodes.push(filled(ARANGE, &slots, max));
+                top.push((start, reference(&nodes, ARANGE)));
+            }
+            nodes[0] = filled(ARANGE, &top, u64::MAX);
+            proptest::prop_assert_eq!(values(0x10000 | ARANGE, &nodes).unwrap(), expected);
+        }
+
+        /// Whatever lies in memory, a walk ends.
+        #[test]
+        fn hostile_nodes_never_hang(words in proptest::collection::vec(0u64..0x11000, 32 * 8), root in 0x10000u64..0x10800) {
+            let nodes: Vec<Vec<u8>> = words.chunks(32).map(|node| node.iter().flat_map(|word| word.to_le_bytes()).collect()).collect();
+            let _ = values(root, &nodes);
+        }
+    }
 }

@@ -161,7 +161,7 @@ impl<D: X86Driver> Area<'_, '_, D> {
     }
 
     /// The name of what the kernel itself maps into every process: `[vdso]`, `[vvar]`. Such areas have operations whose `name` is
-    /// special_mapping_name() (mm/mmap.c; mm/vma.c since 6.11).
+    /// special_mapping_name() (mm/mmap.c, later mm/vma.c).
     fn special_name(&self) -> Result<Option<String>> {
         let layout = &self.linux.layout;
         let Some(ops) = self.linux.pointer_or_null(self.at, layout.area.ops)? else { return Ok(None) };

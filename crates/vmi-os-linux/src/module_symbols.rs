@@ -31,6 +31,10 @@ impl<D: X86Driver> Linux<'_, D> {
     pub(crate) fn read_all_symbols(&self) -> (Symbols, Vec<String>) {
         let mut builder = SymbolsBuilder::default();
         let mut remarks = Vec::new();
+        let module = &self.layout.module;
+        if module.kallsyms.exists() && !module.exports_len.exists() {
+            remarks.push("which symbols modules export is not known: all are shown as local".to_owned());
+        }
         let own = &self.kernel().symbols;
         builder.reserve(own.len());
         for symbol in own.iter() {
@@ -106,9 +110,12 @@ impl<D: X86Driver> Module<'_, '_, D> {
     }
 
     /// Values and names of what it exports to all: /proc/kallsyms shows these as global. It looks (is_exported()) into the table `syms`
-    /// only, which in newer kernels (seen in 7.2) holds those for GPL modules too.
+    /// only, which holds those for GPL modules too since 7.1. None if the types do not describe it.
     fn exports(&self) -> Result<FxHashSet<(u64, String)>> {
         let (linux, module, layout) = (self.linux, &self.linux.layout.module, &self.linux.layout.export);
+        if !module.exports_len.exists() {
+            return Ok(FxHashSet::default());
+        }
         let count: u32 = linux.read(self.at, module.exports_len)?;
         if count > MAX_EXPORTS {
             return Err(ErrorKind::Limit { what: "the exports of a module".to_owned(), limit: MAX_EXPORTS as usize }.into());

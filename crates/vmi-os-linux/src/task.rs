@@ -4,7 +4,7 @@ use core::fmt;
 use core::time::Duration;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{AddressSpace, Error, ErrorKind, Memory, PhysAddr, Result, State, VirtAddr};
+use vmi_core::{AddressSpace, Error, ErrorKind, Memory, Paging, PhysAddr, Result, State, VirtAddr};
 
 use crate::list::{List, rows};
 use crate::{Linux, path};
@@ -198,15 +198,15 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::pid`], also if a page of them is not in memory; [`ErrorKind::Corrupt`] if their bounds cannot be.
     pub fn command_line(&self) -> Result<Vec<String>> {
-        let (Some(mm), Some(space)) = (self.mm()?, self.address_space()?) else { return Ok(Vec::new()) };
+        let Some(mm) = self.mm()? else { return Ok(Vec::new()) };
         let layout = &self.linux.layout.mm;
         let start = self.linux.pointer(mm, layout.arg_start)?;
-        let bytes = read_between(&space, start, self.linux.pointer(mm, layout.arg_end)?)?;
+        let bytes = self.read_between(mm, start, self.linux.pointer(mm, layout.arg_end)?)?;
         if bytes.last().is_none_or(|&last| last == 0) {
             return Ok(strings(&bytes));
         }
         let end = self.linux.pointer(mm, layout.env_end)?.min(start.wrapping_add(MAX_TITLE));
-        let bytes = read_between(&space, start, end)?;
+        let bytes = self.read_between(mm, start, end)?;
         let title = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
         Ok(vec![String::from_utf8_lossy(title).into_owned()])
     }
@@ -216,10 +216,32 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::command_line`].
     pub fn environment(&self) -> Result<Vec<String>> {
-        let (Some(mm), Some(space)) = (self.mm()?, self.address_space()?) else { return Ok(Vec::new()) };
+        let Some(mm) = self.mm()? else { return Ok(Vec::new()) };
         let layout = &self.linux.layout.mm;
         let (start, end) = (self.linux.pointer(mm, layout.env_start)?, self.linux.pointer(mm, layout.env_end)?);
-        Ok(strings(&read_between(&space, start, end)?))
+        Ok(strings(&self.read_between(mm, start, end)?))
+    }
+
+    /// The memory from `start` to `end`, which the program itself declared.
+    ///
+    /// Each page is translated once, so there is no address space here: its translation cache would cost more than the walks.
+    fn read_between(&self, mm: VirtAddr, start: VirtAddr, end: VirtAddr) -> Result<Vec<u8>> {
+        let len = end.offset_from(start).filter(|&len| len <= MAX_ARGUMENTS);
+        let len = len.ok_or_else(|| Error::corrupt(format!("arguments from {start} to {end}"), start))?;
+        let (vmi, mode) = (self.linux.vmi(), self.linux.space.mode());
+        let root = self.linux.physical(self.linux.pointer(mm, self.linux.layout.mm.pgd)?)?;
+        let mut bytes = vec![0; len as usize];
+        let mut here = start;
+        let mut rest = &mut bytes[..];
+        while !rest.is_empty() {
+            let translation = mode.translate(vmi, root, here)?;
+            let piece = rest.len().min(usize::try_from(translation.rest_of_page()).unwrap_or(usize::MAX));
+            let (part, behind) = rest.split_at_mut(piece);
+            vmi.read_into(translation.at, part)?;
+            here = here.wrapping_add(piece as u64);
+            rest = behind;
+        }
+        Ok(bytes)
     }
 
     /// Path of the program that it runs; `None` if it has no memory.
@@ -251,14 +273,6 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
 impl<D: X86Driver> fmt::Debug for Task<'_, '_, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Task").field("address", &self.at).field("pid", &self.pid().ok()).field("name", &self.name().ok()).finish()
-    }
-}
-
-/// The memory from `start` to `end`, which the program itself declared.
-fn read_between<D: X86Driver>(space: &AddressSpace<'_, D>, start: VirtAddr, end: VirtAddr) -> Result<Vec<u8>> {
-    match end.offset_from(start) {
-        Some(len) if len <= MAX_ARGUMENTS => space.read_vec(start, len as usize),
-        _ => Err(Error::corrupt(format!("arguments from {start} to {end}"), start)),
     }
 }
 

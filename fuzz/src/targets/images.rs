@@ -1,30 +1,47 @@
 //! Image files.
 
-use std::io::Write;
+use vmi_core::{Driver, Memory, VcpuId, Vmi};
+use vmi_driver_file::{ImageDriver, OpenOptions, RawMap};
 
-use vmi_core::{Driver, Memory, Vmi};
-use vmi_driver_file::{ImageDriver, OpenOptions};
+/// A file of these bytes.
+pub fn open(data: &[u8]) -> bool {
+    let open = |truncated| {
+        let options = OpenOptions::new().allow_truncated(truncated).max_unpacked(64 << 20);
+        options.open_bytes("image", data.to_vec()).map(read).is_ok()
+    };
+    let whole = open(false);
+    assert!(open(true) || !whole);
+    whole
+}
 
-/// Opens a file of these bytes; all that its memory map promises can be asked for.
-pub fn open(data: &[u8]) {
-    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
-    file.write_all(data).expect("a temporary file");
-    for truncated in [false, true] {
-        let opened = OpenOptions::new().allow_truncated(truncated).max_unpacked(64 << 20).open(file.path());
-        let Ok(driver): Result<ImageDriver, _> = opened else { continue };
-        let vmi = Vmi::new(driver);
-        if let Some(vcpus) = vmi.driver().vcpus() {
-            for vcpu in 0..vcpus.vcpu_count().min(64) {
-                let _ = vcpus.registers(vmi_core::VcpuId(vcpu));
-            }
+/// One line with a map, then a raw image.
+pub fn raw(data: &[u8]) -> bool {
+    let end = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
+    let (line, image) = data.split_at(end);
+    let Some(map) = std::str::from_utf8(line).ok().and_then(|line| line.parse::<RawMap>().ok()) else { return false };
+    let open = |truncated| {
+        let options = OpenOptions::new().allow_truncated(truncated).raw_map(map.clone());
+        options.open_bytes("image", image.get(1..).unwrap_or_default().to_vec()).map(read).is_ok()
+    };
+    let whole = open(false);
+    assert!(open(true) || !whole);
+    whole
+}
+
+/// All that the memory map promises can be asked for.
+fn read(driver: ImageDriver) {
+    let vmi = Vmi::new(driver);
+    if let Some(vcpus) = vmi.driver().vcpus() {
+        for vcpu in 0..vcpus.vcpu_count() {
+            vcpus.registers(VcpuId(vcpu)).expect("every vCPU has registers");
         }
-        let mut buf = [0; 4096];
-        for region in vmi.machine().memory.regions().iter().take(100) {
-            let first = buf.len().min(usize::try_from(region.len()).unwrap_or(usize::MAX));
-            vmi.read_into(region.start(), &mut buf[..first]).expect("what the memory map promises");
-            let last = region.end().wrapping_sub(1);
-            vmi.read_into(last, &mut buf[..1]).expect("what the memory map promises");
-            let _ = vmi.read_lossy(last, &mut buf);
-        }
+    }
+    let mut buf = [0; 4096];
+    for region in vmi.machine().memory.regions().iter().take(100) {
+        let first = buf.len().min(usize::try_from(region.len()).unwrap_or(usize::MAX));
+        vmi.read_into(region.start(), &mut buf[..first]).expect("what the memory map promises");
+        let last = region.end().wrapping_sub(1);
+        vmi.read_into(last, &mut buf[..1]).expect("what the memory map promises");
+        let _ = vmi.read_lossy(last, &mut buf);
     }
 }

@@ -1,6 +1,6 @@
 //! Page tables and descriptor tables of a guest.
 
-use vmi_arch_x86::{PagingMode, Table, X86};
+use vmi_arch_x86::{Mapping, PagingMode, Table, X86};
 use vmi_core::synthetic::SyntheticDriver;
 use vmi_core::{Memory, PhysAddr, VirtAddr, Vmi};
 
@@ -22,24 +22,25 @@ fn machine(data: &[u8]) -> Option<(PagingMode, PhysAddr, VirtAddr, Vmi<Synthetic
 }
 
 /// The walk with every entry must agree with the bare translation.
-pub fn walk(data: &[u8]) {
-    let Some((mode, root, at, vmi)) = machine(data) else { return };
+pub fn walk(data: &[u8]) -> bool {
+    let Some((mode, root, at, vmi)) = machine(data) else { return false };
     let space = vmi.address_space(root, mode);
     let translated = space.translate(at);
     let walk = mode.walk(&vmi, root, at).expect("a synthetic machine never fails otherwise");
-    assert_eq!(translated.ok(), walk.translation().ok());
+    assert_eq!(translated.as_ref().ok(), walk.translation().as_ref().ok());
     assert!(walk.entries().count() <= 5);
     let _ = space.read_vec(at, 100);
     let _ = space.read_c_string(at, 10_000);
     let _ = space.slice(at, 100_000);
+    translated.is_ok()
 }
 
 /// Ascending, bounded, and each run agrees with the walk at both ends.
-pub fn mappings(data: &[u8]) {
-    let Some((mode, root, at, vmi)) = machine(data) else { return };
+pub fn mappings(data: &[u8]) -> bool {
+    let Some((mode, root, at, vmi)) = machine(data) else { return false };
     let mut last = None;
     for mapping in mode.mappings(&vmi, root, at..).limit(200).take(200_000) {
-        if let Ok(vmi_arch_x86::Mapping::Pages(run)) = mapping {
+        if let Ok(Mapping::Pages(run)) = mapping {
             assert!(last.is_none_or(|last| last < run.at));
             last = Some(run.last());
             let space = vmi.address_space(root, mode);
@@ -47,14 +48,16 @@ pub fn mappings(data: &[u8]) {
             assert!(space.translate(run.last()).is_ok());
         }
     }
+    last.is_some()
 }
 
 /// 2 bytes limit; the tables lie at the address of the machine.
-pub fn descriptors(data: &[u8]) {
-    let Some((limit, rest)) = head::<2>(data) else { return };
-    let Some((mode, root, at, vmi)) = machine(rest) else { return };
+pub fn descriptors(data: &[u8]) -> bool {
+    let Some((limit, rest)) = head::<2>(data) else { return false };
+    let Some((mode, root, at, vmi)) = machine(rest) else { return false };
     let space = vmi.address_space(root, mode);
     let table = Table { base: at, limit: u16::from_le_bytes(limit) };
     assert!(table.descriptors(&space, mode).count() <= 8193);
     assert!(table.gates(&space, mode).count() <= 8193);
+    table.descriptors(&space, mode).all(|descriptor| descriptor.is_ok()) && table.gates(&space, mode).all(|gate| gate.is_ok())
 }

@@ -1,5 +1,7 @@
 //! Symbols and types, from guest memory and from files.
 
+use std::sync::Arc;
+
 use vmi_core::{Isf, SymbolsBuilder, TypeId, TypeSource};
 use vmi_os_linux::btf::{Btf, find_headers};
 use vmi_os_linux::discover::kallsyms;
@@ -8,20 +10,23 @@ use vmi_os_linux::symbol_files;
 use super::head;
 
 /// 1 byte pointer size, 8 bytes address of what follows.
-pub fn kallsyms(data: &[u8]) {
-    let Some(([pointer], rest)) = head::<1>(data) else { return };
-    let Some((start, bytes)) = head::<8>(rest) else { return };
+pub fn kallsyms(data: &[u8]) -> bool {
+    let Some(([pointer], rest)) = head::<1>(data) else { return false };
+    let Some((start, bytes)) = head::<8>(rest) else { return false };
     let pointer_size = if pointer % 2 == 0 { 8 } else { 4 };
     let found = bytes.windows(kallsyms::DIGITS.len()).enumerate().filter(|(_, window)| *window == kallsyms::DIGITS);
+    let mut decoded = false;
     for (digits, _) in found.take(4) {
         let _ = kallsyms::has_index(bytes, digits);
         if let Ok(table) = kallsyms::Table::locate(bytes, digits, u64::from_le_bytes(start), pointer_size) {
             let mut builder = SymbolsBuilder::default();
             if table.decode(&mut builder).is_ok() {
                 assert_eq!(builder.build().len(), table.len());
+                decoded = true;
             }
         }
     }
+    decoded
 }
 
 /// Whatever can be asked of types.
@@ -33,44 +38,47 @@ fn ask(types: &dyn TypeSource, ids: u32) {
             }
         }
     }
-    for id in 0..ids.min(500) {
-        let _ = types.get(TypeId(id));
-        let _ = types.resolve(TypeId(id));
-        let _ = types.size_of(TypeId(id));
+    for id in (0..ids.min(500)).map(TypeId) {
+        let _ = (types.get(id), types.resolve(id), types.size_of(id));
     }
 }
 
-pub fn btf(data: &[u8]) {
-    for candidate in find_headers(data).take(8) {
-        assert!(candidate.offset.saturating_add(candidate.len) <= data.len());
+/// The data as a kernel's types, and as those of a module on top of them.
+pub fn btf(data: &[u8]) -> bool {
+    find_headers(data).take(8).for_each(drop);
+    let Ok(base) = Btf::parse(data.to_vec(), 8) else { return false };
+    ask(&base, base.end_id());
+    base.variables().for_each(drop);
+    let base = Arc::new(base);
+    if let Ok(split) = Btf::parse_split(Arc::clone(&base), data.to_vec()) {
+        ask(&split, split.end_id());
+        split.variables().for_each(drop);
     }
-    let Ok(base) = Btf::parse(data.to_vec(), 8) else { return };
-    ask(&base, base.end_id().saturating_add(1));
-    let base = std::sync::Arc::new(base);
-    if let Ok(split) = Btf::parse_split(std::sync::Arc::clone(&base), data.to_vec()) {
-        ask(&split, split.end_id().saturating_add(1));
-    }
+    true
 }
 
-pub fn isf(data: &[u8]) {
-    let Ok(isf) = Isf::parse(data) else { return };
+/// JSON, packed with xz or not.
+pub fn isf(data: &[u8]) -> bool {
+    let Ok(isf) = Isf::parse(data) else { return false };
     ask(&isf, 500);
-    let symbols = isf.symbols(0x1000);
-    let _ = symbols.iter().count();
+    isf.symbols(0x1000).iter().for_each(drop);
+    true
 }
 
-pub fn system_map(data: &[u8]) {
-    if let Ok(symbols) = symbol_files::system_map::parse(data, 0x1000) {
-        for symbol in symbols.iter().take(100) {
-            assert!(symbols.find(symbol.name).is_some());
-        }
+/// Each symbol can be found by its name.
+pub fn system_map(data: &[u8]) -> bool {
+    let Ok(symbols) = symbol_files::system_map::parse(data, 0x1000) else { return false };
+    for symbol in symbols.iter().take(100) {
+        assert!(symbols.find(symbol.name).is_some());
     }
+    true
 }
 
-pub fn dwarf(data: &[u8]) {
-    if let Ok(file) = symbol_files::parse(data.to_vec())
-        && let Some(types) = file.types
-    {
-        ask(&*types, 500);
+/// An ELF file with symbols, and DWARF or BTF.
+pub fn dwarf(data: &[u8]) -> bool {
+    let Ok(file) = symbol_files::parse(data.to_vec()) else { return false };
+    if let Some(types) = &file.types {
+        ask(&**types, 500);
     }
+    file.slide(0x1000).types.is_some()
 }

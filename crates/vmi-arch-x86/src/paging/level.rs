@@ -192,7 +192,7 @@ const PAE_RESERVED: u64 = bits(62, 52);
 pub(super) static PAE: Level = Level {
     index_mask: 3,
     table_reserved: bits(63, 52) | bits(8, 6) | bits(2, 1),
-    granted: WRITABLE | USER | NO_EXECUTE,
+    granted: WRITABLE | USER,
     ..small_pages(3, 30, 0, Some(&PAE_2))
 };
 static PAE_2: Level = large_pages(2, 21, PAE_RESERVED, Some(&PAE_1));

@@ -79,8 +79,8 @@ pub struct RepeatedTable {
 impl PagingMode {
     /// Everything that the page tables at `root` map in `range`, by ascending virtual address. Runs that reach out of the range are cut.
     ///
-    /// Page tables may refer to themselves, as those of Windows do, or to one table many times, as Linux does where it
-    /// maps read-only zeros; and a hostile guest can build tables whose expansion has no end in practice. So each table is expanded
+    /// Page tables may refer to themselves, as those of Windows do, or to one table many times, as Linux's do for the stacks
+    /// of espfix64 (arch/x86/kernel/espfix_64.c: 65,536 aliases of a page); and a hostile guest can build tables whose expansion has no end in practice. So each table is expanded
     /// once for each level that it is used at. Further occurrences are reported as [`Mapping::Repeated`]. Only tables that reach
     /// out of the range, of which each level has two at most, do not count as expanded.
     ///

@@ -8,9 +8,9 @@ use vmi_core::{Memory, Paging, PhysAddr, Symbols, SymbolsBuilder, VirtAddr, Vmi}
 
 use super::image::KernelImage;
 use super::kallsyms::{DIGITS, Table};
-use super::{Failure, Options, types};
+use super::{Failure, Options, candidates, types};
 use crate::Kernel;
-use crate::shape::{self, Hints};
+use crate::shape::{self, Hints, Inferred};
 
 /// How every kernel's banner begins (kernel: init/version-timestamp.c).
 const BANNER: &[u8] = b"Linux version ";
@@ -25,12 +25,16 @@ const MAX_TRIES: usize = 256;
 pub(super) fn kernel<D: X86Driver>(vmi: &Vmi<D>, options: &Options, image: &KernelImage) -> Result<Kernel, Failure> {
     let mut remarks = Vec::new();
     let found = find_symbols(vmi, image);
+    let table = found.as_ref().ok().map(|(_, table)| *table);
     let mut symbols = match &options.symbols {
-        Some(given) => move_symbols(given, image, found.as_ref().ok())?,
-        None => found?,
+        Some(given) => move_symbols(given, image, found.as_ref().ok().map(|(symbols, _)| symbols))?,
+        None => found?.0,
     };
     let banner = banner(vmi, image, &symbols)?;
-    let root = root(vmi, image, &symbols, &mut remarks);
+    let root = root(vmi, image, &symbols, table).unwrap_or_else(|| {
+        remarks.push(format!("the kernel's own root page table is not known; those at {} are used", image.root));
+        image.root
+    });
     let known = options.types.clone().or_else(|| types::in_image(vmi, image, &symbols, &mut remarks));
     let types = match known {
         Some(types) => types,
@@ -52,6 +56,26 @@ pub(super) fn kernel<D: X86Driver>(vmi: &Vmi<D>, options: &Options, image: &Kern
     Ok(Kernel { mode: image.mode, root, symbols: Arc::new(symbols), types, banner, remarks })
 }
 
+/// The kernel that was found by its tasks.
+pub(super) fn inferred<D: X86Driver>(vmi: &Vmi<D>, options: &Options, inferred: Inferred) -> Result<Kernel, Failure> {
+    let image = KernelImage::map(vmi, inferred.root, inferred.mode)?;
+    let mut remarks = vec!["the kernel has no symbol table in memory: System.map or vmlinux would name its symbols".to_owned()];
+    let symbols = match &options.symbols {
+        Some(given) => move_symbols(given, &image, None)?,
+        None => Symbols::default(),
+    };
+    let banner = banner(vmi, &image, &symbols)?;
+    let types = match options.types.clone().or_else(|| types::in_image(vmi, &image, &symbols, &mut remarks)) {
+        Some(types) => types,
+        None => {
+            remarks.extend(inferred.remarks);
+            Arc::new(inferred.types)
+        }
+    };
+    let symbols = Arc::new(with(&symbols, inferred.symbols));
+    Ok(Kernel { mode: inferred.mode, root: inferred.root, symbols, types, banner, remarks })
+}
+
 /// `symbols` and those of `more` that it lacks.
 fn with(symbols: &Symbols, more: Vec<(String, VirtAddr)>) -> Symbols {
     let mut all = SymbolsBuilder::default();
@@ -61,16 +85,18 @@ fn with(symbols: &Symbols, more: Vec<(String, VirtAddr)>) -> Symbols {
     }
     for (name, address) in more {
         if symbols.find(&name).is_none() {
-            all.push(&name, address, b'd');
+            // As nm(1) marks what it does not know.
+            all.push(&name, address, b'?');
         }
     }
     all.build()
 }
 
-/// The symbol table in the image.
-fn find_symbols<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage) -> Result<Symbols, Failure> {
+/// The symbols of the table in the image, and where its digit tokens are.
+fn find_symbols<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage) -> Result<(Symbols, VirtAddr), Failure> {
     let digits = memmem::Finder::new(DIGITS);
     let mut why = None;
+    let mut stale = None;
     let mut tries = 0usize;
     for range in image.constants_first() {
         let bytes = range.bytes(vmi);
@@ -85,17 +111,19 @@ fn find_symbols<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage) -> Result<Symbo
                 Ok(()) => {
                     let symbols = builder.build();
                     if symbols.find("_stext").is_some_and(|text| image.locate(text.address).is_some()) {
-                        return Ok(symbols);
+                        return Ok((symbols, range.start.wrapping_add(hit as u64)));
                     }
-                    let why = "its addresses are not where the page tables map the kernel".to_owned();
-                    return Err(Failure::Stale { at: range.at.wrapping_add(hit as u64), why });
+                    stale = Some(range.at.wrapping_add(hit as u64));
                 }
                 // Not even an index is the most common: keep what came closer.
                 Err(reject) => why = why.max(Some(reject)),
             }
         }
     }
-    Err(Failure::NoSymbols { root: image.root, mode: image.mode, why })
+    Err(match stale {
+        Some(at) => Failure::Stale { at, why: "its addresses are not where the page tables map the kernel".to_owned() },
+        None => Failure::NoSymbols { root: image.root, mode: image.mode, why },
+    })
 }
 
 /// Symbols of a file, moved to where the kernel runs: by the address of `_stext` in memory, or, of a 64-bit kernel, by the start of
@@ -132,18 +160,24 @@ fn banner<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage, symbols: &Symbols) ->
         };
     }
     let finder = memmem::Finder::new(BANNER);
+    let mut first = None;
     for range in image.constants_first() {
         let bytes = range.bytes(vmi);
-        for hit in finder.find_iter(&bytes) {
+        for hit in finder.find_iter(&bytes).take(MAX_TRIES) {
             let rest = bytes.get(hit..).unwrap_or_default();
-            let text = rest.get(..rest.len().min(MAX_BANNER)).unwrap_or_default();
-            // A digit tells the banner from the format strings that print one.
-            if text.get(BANNER.len()).is_some_and(u8::is_ascii_digit) {
-                return Ok(one_line(text));
+            let text = one_line(rest.get(..rest.len().min(MAX_BANNER)).unwrap_or_default());
+            // A digit tells the banner from the format strings that print one. Since 6.1 there is a second banner without the number of
+            // the build, which gives way to the other at link time but stays in the image (kernel: init/version.c).
+            let numbered = |(_, number): (_, &str)| number.starts_with(|digit: char| digit.is_ascii_digit());
+            if text.as_bytes().get(BANNER.len()).is_some_and(u8::is_ascii_digit) {
+                if text.split_once(" #").is_some_and(numbered) {
+                    return Ok(text);
+                }
+                first.get_or_insert(text);
             }
         }
     }
-    Err(Failure::NotThere("the kernel image holds no banner"))
+    first.ok_or(Failure::NotThere("the kernel image holds no banner"))
 }
 
 fn one_line(text: &[u8]) -> String {
@@ -151,17 +185,14 @@ fn one_line(text: &[u8]) -> String {
     String::from_utf8_lossy(text.get(..end).unwrap_or_default()).into_owned()
 }
 
-/// The kernel's own root table, if the symbols name it and it maps the same image; else the one the image was found by.
-fn root<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage, symbols: &Symbols, remarks: &mut Vec<String>) -> PhysAddr {
-    let named = symbols.find("init_top_pgt").or_else(|| symbols.find("swapper_pg_dir"));
-    let own = named.and_then(|symbol| image.locate(symbol.address)).filter(|&root| maps(vmi, image, root, image.start()));
-    own.unwrap_or_else(|| {
-        remarks.push(format!("the kernel's own root page table is not known; those at {} are used", image.root));
-        image.root
-    })
-}
-
-/// Whether the page tables at `root` map `at` to where the image has it.
-fn maps<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage, root: PhysAddr, at: VirtAddr) -> bool {
-    image.mode.translate(vmi, root, at).ok().map(|page| page.at) == image.locate(at)
+/// The kernel's own root table: where the symbols say, or (kernels whose table names code only) a page of the kernel's data that
+/// maps the symbol table at `table`.
+fn root<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage, symbols: &Symbols, table: Option<VirtAddr>) -> Option<PhysAddr> {
+    let maps =
+        |root: PhysAddr| image.mode.translate(vmi, root, image.start()).ok().map(|page| page.at) == image.locate(image.start());
+    if let Some(named) = symbols.find("init_top_pgt").or_else(|| symbols.find("swapper_pg_dir")) {
+        return image.locate(named.address).filter(|&root| maps(root));
+    }
+    let table = table?;
+    candidates::roots_by_content(vmi, image.mode, image.locate(table)?, &[table]).into_iter().find(|&root| maps(root))
 }

@@ -11,7 +11,7 @@ use super::image::{self, KernelImage, START_KERNEL_MAP};
 use super::kallsyms::{self, Encoding, Reject, Table};
 use super::vmcoreinfo::PAGE_OFFSETS;
 
-/// The kernel's image is at most this long on each side of its symbol table.
+/// The kernel's image is at most this long behind its symbol table.
 const IMAGE_REACH: u64 = 96 << 20;
 
 /// Kernels are placed at multiples of this (arch/x86/Kconfig: PHYSICAL_ALIGN is at least 2 MiB on x86-64).
@@ -68,7 +68,7 @@ impl Candidate {
     /// The root table that the symbols name.
     fn root_by_name<D: X86Driver>(&self, vmi: &Vmi<D>, mode: PagingMode) -> Option<(PhysAddr, PagingMode)> {
         let named = self.symbols.find("init_top_pgt").or_else(|| self.symbols.find("swapper_pg_dir"))?.address.get();
-        let maps = |root: &PhysAddr, tables: &[VirtAddr]| self.mapped_by(vmi, *root, mode, tables);
+        let maps = |root: &PhysAddr, tables: &[VirtAddr]| maps(vmi, *root, mode, self.at, tables);
         let root = match self.encoding {
             // The table was read at its physical address, so that is what came out.
             Encoding::PlaceRelative => Some(PhysAddr::new(named)).filter(|root| maps(root, &self.addresses(mode))),
@@ -79,23 +79,6 @@ impl Candidate {
             }),
         };
         root.map(|root| (root, mode))
-    }
-
-    /// Pages near the symbol table that are roots of page tables which map it: the kernel keeps its own in its data.
-    fn roots_by_content<D: X86Driver>(&self, vmi: &Vmi<D>, mode: PagingMode) -> Vec<(PhysAddr, PagingMode)> {
-        let first = PhysAddr::new(self.at.get().saturating_sub(IMAGE_REACH)).page().get();
-        let pages = (first..self.at.get().saturating_add(IMAGE_REACH)).step_by(PAGE_SIZE as usize).map(PhysAddr::new);
-        let tables = self.addresses(mode);
-        let last_entry = PAGE_SIZE.wrapping_sub(8);
-        let mut roots: Vec<_> = pages
-            .filter(|root| mode.pointer_size() == 4 || vmi.read::<u64>(root.wrapping_add(last_entry)).is_ok_and(|entry| entry & 1 != 0))
-            .filter(|&root| self.mapped_by(vmi, root, mode, &tables))
-            .map(|root| (root, mode))
-            .collect();
-        // The kernel's own table maps no user memory.
-        roots.sort_by_key(|&(root, _)| vmi.read::<u64>(root).map_or(true, |first| first != 0));
-        roots.truncate(MAX_ROOTS);
-        roots
     }
 
     /// The virtual addresses that the digit tokens may have; none if nothing limits them.
@@ -110,16 +93,43 @@ impl Candidate {
         }
         let mut kernel = self.symbols.iter().map(|symbol| symbol.address.get()).filter(|&address| address >= START_KERNEL_MAP);
         let first = kernel.next().unwrap_or(START_KERNEL_MAP);
-        let last = kernel.last().unwrap_or(first);
+        // A table that names code only need not name anything behind itself.
+        let last = kernel.last().unwrap_or(first).saturating_add(IMAGE_REACH);
         let above = at.wrapping_sub(first) & ALIGN.wrapping_sub(1);
         (first.saturating_add(above)..=last).step_by(ALIGN as usize).map(VirtAddr::new).collect()
     }
 
-    /// Whether the page tables at `root` map the digit tokens at one of these addresses, or, if there are none, anywhere in a kernel.
-    fn mapped_by<D: X86Driver>(&self, vmi: &Vmi<D>, root: PhysAddr, mode: PagingMode, tables: &[VirtAddr]) -> bool {
-        if tables.is_empty() {
-            return KernelImage::map(vmi, root, mode).is_ok_and(|image| image.holds(self.at));
-        }
-        tables.iter().any(|&table| mode.translate(vmi, root, table).is_ok_and(|page| page.at == self.at && !page.access.user))
+    fn roots_by_content<D: X86Driver>(&self, vmi: &Vmi<D>, mode: PagingMode) -> Vec<(PhysAddr, PagingMode)> {
+        roots_by_content(vmi, mode, self.at, &self.addresses(mode)).into_iter().map(|root| (root, mode)).collect()
     }
+}
+
+/// Pages behind the symbol table at `table` that are roots of page tables which map it at one of `addresses`, most probable first:
+/// the kernel keeps its own root in its data, which follow its constants (kernel: arch/x86/kernel/vmlinux.lds.S).
+pub(super) fn roots_by_content<D: X86Driver>(
+    vmi: &Vmi<D>,
+    mode: PagingMode,
+    table: PhysAddr,
+    addresses: &[VirtAddr],
+) -> Vec<PhysAddr> {
+    let first = table.page().get();
+    let pages = (first..first.saturating_add(IMAGE_REACH)).step_by(PAGE_SIZE as usize).map(PhysAddr::new);
+    // A 64-bit kernel is under the last entry.
+    let last_entry = |root: PhysAddr| vmi.read::<u64>(root.wrapping_add(PAGE_SIZE.wrapping_sub(8))).unwrap_or_default();
+    let mut roots: Vec<PhysAddr> = pages
+        .filter(|&root| mode.pointer_size() == 4 || last_entry(root) & 1 != 0)
+        .filter(|&root| maps(vmi, root, mode, table, addresses))
+        .collect();
+    // The kernel's own table maps no user memory. The sort is stable: those in the image stay before those behind it.
+    roots.sort_by_key(|&root| vmi.read::<u64>(root).map_or(true, |first| first != 0));
+    roots.truncate(MAX_ROOTS);
+    roots
+}
+
+/// Whether the page tables at `root` map `table` at one of these addresses, or, if there are none, anywhere in a kernel.
+fn maps<D: X86Driver>(vmi: &Vmi<D>, root: PhysAddr, mode: PagingMode, table: PhysAddr, addresses: &[VirtAddr]) -> bool {
+    if addresses.is_empty() {
+        return KernelImage::map(vmi, root, mode).is_ok_and(|image| image.holds(table));
+    }
+    addresses.iter().any(|&address| mode.translate(vmi, root, address).is_ok_and(|page| page.at == table && !page.access.user))
 }

@@ -21,12 +21,13 @@ pub enum Strategy {
     VmCoreInfo,
     /// The symbol table (kallsyms) in memory, found by a scan of all of it.
     Kallsyms,
+    /// The list of tasks in memory, found by content: of last resort, for kernels without a symbol table.
+    Tasks,
 }
 
 impl Strategy {
     /// All of them, in order of cost.
-    pub const ALL: [Self; 6] =
-        [Self::GivenRoot, Self::Registers, Self::Note, Self::Trampoline, Self::VmCoreInfo, Self::Kallsyms];
+    pub const ALL: [Self; 6] = [Self::GivenRoot, Self::Registers, Self::Note, Self::Trampoline, Self::VmCoreInfo, Self::Kallsyms];
 }
 
 impl fmt::Display for Strategy {
@@ -38,6 +39,7 @@ impl fmt::Display for Strategy {
             Self::Trampoline => "start-up page table in the first MiB",
             Self::VmCoreInfo => "VMCOREINFO in memory",
             Self::Kallsyms => "symbol table in memory",
+            Self::Tasks => "list of tasks in memory",
         })
     }
 }
@@ -86,6 +88,9 @@ pub enum Failure {
         /// What did not fit.
         why: String,
     },
+    /// No list of tasks.
+    #[error("{0}")]
+    NoTasks(String),
     /// VMCOREINFO lacks what is needed.
     #[error("VMCOREINFO without {0}")]
     Incomplete(&'static str),
@@ -96,7 +101,7 @@ impl Failure {
     pub(super) fn progress(&self) -> u8 {
         match self {
             Self::NotThere(_) | Self::Unreadable(_) => 0,
-            Self::Incomplete(_) => 1,
+            Self::Incomplete(_) | Self::NoTasks(_) => 1,
             Self::NothingMapped { .. } => 2,
             Self::NoTable { .. } | Self::NoSymbols { .. } => 3,
             Self::Stale { .. } => 4,

@@ -15,6 +15,12 @@ const KERNEL_IMAGE_SIZE: u64 = 1 << 30;
 /// Lowest `PAGE_OFFSET` that 32-bit kernels can be built for (arch/x86/Kconfig: VMSPLIT_1G).
 const LOWEST_PAGE_OFFSET: u64 = 0x4000_0000;
 
+/// Pages that do not belong to the image's run, after which the image is over: modules, or tables made to keep us busy.
+const MAX_FOREIGN: usize = 4096;
+
+/// A kernel's image has at least this many bytes.
+const MIN_IMAGE: u64 = 1 << 20;
+
 /// More bytes than this in one range of equal permissions are no kernel.
 const MAX_RANGE: u64 = 512 << 20;
 
@@ -47,8 +53,9 @@ impl KernelImage {
         };
         let mut ranges: Vec<Range> = Vec::new();
         let mut distance = None;
+        let mut foreign = 0usize;
         let mut at = first;
-        while at <= last {
+        while at <= last && foreign < MAX_FOREIGN {
             let (size, page) = match mode.translate(vmi, root, VirtAddr::new(at)) {
                 Ok(page) => (page.page_size(), (!page.access.user).then_some(page)),
                 Err(error) => match error.kind() {
@@ -56,16 +63,20 @@ impl KernelImage {
                     _ => (vmi_core::PAGE_SIZE, None),
                 },
             };
-            if let Some(page) = page
-                && at.wrapping_sub(page.at.get()) == *distance.get_or_insert(at.wrapping_sub(page.at.get()))
-            {
-                extend(&mut ranges, at, page.at, size, page.access);
+            if let Some(page) = page {
+                let here = at.wrapping_sub(page.at.get());
+                if here == *distance.get_or_insert(here) {
+                    extend(&mut ranges, at, page.at, size, page.access);
+                } else {
+                    foreign = foreign.saturating_add(1);
+                }
             }
             // To the end of the page, or of what the absent entry covers.
             let Some(next) = (at | size.wrapping_sub(1)).checked_add(1) else { break };
             at = next;
         }
-        if ranges.is_empty() { Err(Failure::NothingMapped { root, mode }) } else { Ok(Self { root, mode, ranges }) }
+        let len = ranges.iter().fold(0u64, |sum, range| sum.saturating_add(range.len));
+        if len < MIN_IMAGE { Err(Failure::NothingMapped { root, mode }) } else { Ok(Self { root, mode, ranges }) }
     }
 
     /// First address of the image; for a 32-bit kernel, of low memory (`PAGE_OFFSET`).
@@ -115,7 +126,8 @@ pub(super) fn bytes<D: X86Driver>(vmi: &Vmi<D>, at: PhysAddr, len: u64) -> Cow<'
 fn extend(ranges: &mut Vec<Range>, start: u64, at: PhysAddr, len: u64, access: Access) {
     match ranges.last_mut() {
         Some(last)
-            if last.start.get().wrapping_add(last.len) == start && (last.write, last.execute) == (access.write, access.execute) =>
+            if last.start.get().wrapping_add(last.len) == start
+                && (last.write, last.execute) == (access.write, access.execute) =>
         {
             last.len = last.len.saturating_add(len);
         }

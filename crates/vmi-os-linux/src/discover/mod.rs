@@ -12,6 +12,8 @@ mod image;
 pub mod kallsyms;
 mod registers;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod trampoline;
 mod types;
 mod vmcoreinfo;
@@ -27,6 +29,7 @@ use vmi_arch_x86::{PagingMode, X86Driver};
 use vmi_core::{Note, PhysAddr, Symbols, TypeSource, Vmi};
 
 use crate::Kernel;
+use crate::shape::{self, Hints};
 
 /// Symbol tables that are decoded; more are a trap.
 const MAX_TABLES: usize = 32;
@@ -67,8 +70,13 @@ pub fn find_with<D: X86Driver>(vmi: &Vmi<D>, options: &Options) -> Result<Kernel
     let mut attempts = Vec::new();
     for &strategy in &options.strategies {
         match search.attempt(strategy) {
-            Ok(kernel) => {
+            Ok(mut kernel) => {
                 tracing::debug!(%strategy, root = %kernel.root, banner = kernel.banner, "kernel found");
+                // What a cheaper strategy had in hand and could not use is remarkable; what it had not is not.
+                let failed = attempts.iter().filter(|(_, failure): &&(Strategy, Failure)| failure.progress() > 0);
+                kernel
+                    .remarks
+                    .extend(failed.map(|(earlier, failure)| format!("found by {strategy}, as {earlier} failed: {failure}")));
                 return Ok(kernel);
             }
             Err(failure) => {
@@ -110,6 +118,7 @@ impl<D: X86Driver> Search<'_, D> {
                 self.first_kernel(vmcoreinfo::roots(&text)?)
             }),
             Strategy::Kallsyms => self.kernel_by_symbols(),
+            Strategy::Tasks => self.kernel_by_tasks(),
         }
     }
 
@@ -120,25 +129,40 @@ impl<D: X86Driver> Search<'_, D> {
     /// The kernel behind the first symbol table in memory that is in use.
     fn kernel_by_symbols(&self) -> Result<Kernel, Failure> {
         let digits = &self.hits().digits;
-        let mut closest = None;
-        let mut tables = Vec::new();
+        let mut furthest = Failure::NoTable { places: digits.len(), why: None };
+        let mut tables = 0usize;
         for &at in digits {
-            match Candidate::read(self.vmi, at) {
-                Ok(table) => tables.push(table),
-                // The piece that is missing last came closest.
-                Err(reject) => closest = closest.max(Some(reject)),
+            let table = match Candidate::read(self.vmi, at) {
+                Ok(table) => table,
+                Err(reject) => {
+                    if let Failure::NoTable { why, .. } = &mut furthest {
+                        // The piece that is missing last came closest.
+                        *why = (*why).max(Some(reject));
+                    }
+                    continue;
+                }
+            };
+            match self.first_kernel(table.roots(self.vmi)) {
+                Ok(kernel) => return Ok(kernel),
+                Err(_) => furthest = Failure::Stale { at, why: "no page tables map it".to_owned() },
             }
-            if tables.len() >= MAX_TABLES {
+            tables = tables.saturating_add(1);
+            if tables >= MAX_TABLES {
                 break;
             }
         }
-        if tables.is_empty() {
-            return Err(Failure::NoTable { places: digits.len(), why: closest });
+        Err(furthest)
+    }
+
+    /// The kernel behind the list of its tasks.
+    fn kernel_by_tasks(&self) -> Result<Kernel, Failure> {
+        if !self.hits().tasks {
+            return Err(Failure::NotThere("no task is named swapper"));
         }
-        self.first_of(&tables, |table| {
-            let stale = |_| Failure::Stale { at: table.at, why: "no page tables map it: a leftover of the decompressor or of an earlier boot".into() };
-            self.first_kernel(table.roots(self.vmi)).map_err(stale)
-        })
+        let none = Symbols::default();
+        let hints = Hints { symbols: &none, pointer_size: None, tables: None };
+        let inferred = shape::infer(self.vmi, &hints).map_err(|error| Failure::NoTasks(error.to_string()))?;
+        assemble::inferred(self.vmi, self.options, inferred)
     }
 
     /// The kernel behind the first of `roots` that maps one.

@@ -14,8 +14,13 @@ const CHUNK: u64 = 256 << 10;
 /// Hits of one pattern in one chunk that are kept; more are a trap.
 const MAX_HITS: usize = 64;
 
-/// Hits of one pattern that are kept.
-const MAX_TOTAL: usize = 4096;
+/// Texts and runs of digits that are kept: a running guest has a few.
+const MAX_TEXTS: usize = 64;
+const MAX_DIGITS: usize = 4096;
+
+/// How the name of a kernel's first task begins; kernels for several processors add `/0` (kernel: init/init_task.c, INIT_TASK_COMM, and
+/// kernel/sched/core.c, init_idle).
+const FIRST_TASK: &[u8] = b"swapper";
 
 /// Where things are in physical memory, ascending.
 #[derive(Debug, Default)]
@@ -24,12 +29,14 @@ pub(super) struct Hits {
     pub(super) vmcoreinfo: Vec<PhysAddr>,
     /// Digit tokens of symbol tables.
     pub(super) digits: Vec<PhysAddr>,
+    /// Whether there is the name of a kernel's first task.
+    pub(super) tasks: bool,
 }
 
 impl Hits {
     /// Scans all memory.
     pub(super) fn scan<D: X86Driver>(vmi: &Vmi<D>) -> Self {
-        let finders = [Finder::new(vmcoreinfo::NEEDLE), Finder::new(kallsyms::DIGITS)];
+        let finders = [vmcoreinfo::NEEDLE, kallsyms::DIGITS, FIRST_TASK].map(Finder::new);
         let longest = finders.iter().map(|finder| finder.needle().len()).max().unwrap_or_default() as u64;
         let mut hits: Vec<(usize, PhysAddr)> = chunks(vmi, longest)
             .into_par_iter()
@@ -45,8 +52,12 @@ impl Hits {
             })
             .collect();
         hits.sort_unstable();
-        let of = |wanted| hits.iter().filter(|hit| hit.0 == wanted).map(|hit| hit.1).take(MAX_TOTAL).collect();
-        Self { vmcoreinfo: of(0), digits: of(1) }
+        let of = |wanted| hits.iter().filter(move |hit| hit.0 == wanted).map(|hit| hit.1);
+        Self {
+            vmcoreinfo: of(0).take(MAX_TEXTS).collect(),
+            digits: of(1).take(MAX_DIGITS).collect(),
+            tasks: of(2).next().is_some(),
+        }
     }
 }
 

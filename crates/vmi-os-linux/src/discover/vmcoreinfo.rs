@@ -30,13 +30,18 @@ fn value<'t>(text: &'t [u8], key: &str) -> Option<&'t str> {
 /// mapped: there are several then.
 pub(super) fn roots(text: &[u8]) -> Result<Vec<(PhysAddr, PagingMode)>, Failure> {
     let symbol = |name: &str| u64::from_str_radix(value(text, &format!("SYMBOL({name})"))?.trim_start_matches("0x"), 16).ok();
-    let table = symbol("init_top_pgt").or_else(|| symbol("swapper_pg_dir")).ok_or(Failure::Incomplete("SYMBOL(swapper_pg_dir)"))?;
+    let table =
+        symbol("init_top_pgt").or_else(|| symbol("swapper_pg_dir")).ok_or(Failure::Incomplete("SYMBOL(swapper_pg_dir)"))?;
     if let Ok(table) = u32::try_from(table) {
         let mode = if value(text, "CONFIG_X86_PAE") == Some("y") { PagingMode::Pae } else { PagingMode::Bits32 };
-        return Ok(PAGE_OFFSETS.iter().filter_map(|&offset| Some((PhysAddr::new(u64::from(table).checked_sub(offset)?), mode))).collect());
+        return Ok(PAGE_OFFSETS
+            .iter()
+            .filter_map(|&offset| Some((PhysAddr::new(u64::from(table).checked_sub(offset)?), mode)))
+            .collect());
     }
     // Negative where a kernel lies lower in memory than it was linked for.
-    let phys_base: i64 = value(text, "NUMBER(phys_base)").and_then(|text| text.parse().ok()).ok_or(Failure::Incomplete("NUMBER(phys_base)"))?;
+    let phys_base: i64 =
+        value(text, "NUMBER(phys_base)").and_then(|text| text.parse().ok()).ok_or(Failure::Incomplete("NUMBER(phys_base)"))?;
     let root = table.wrapping_sub(START_KERNEL_MAP).wrapping_add_signed(phys_base);
     let mode = match value(text, "NUMBER(pgtable_l5_enabled)") {
         Some("1") => PagingMode::Level5,
@@ -65,6 +70,9 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         assert_eq!(roots(b""), Err(Failure::Incomplete("SYMBOL(swapper_pg_dir)")));
-        assert_eq!(roots(b"SYMBOL(swapper_pg_dir)=ffffffff82a10000\nNUMBER(phys_base)=x"), Err(Failure::Incomplete("NUMBER(phys_base)")));
+        assert_eq!(
+            roots(b"SYMBOL(swapper_pg_dir)=ffffffff82a10000\nNUMBER(phys_base)=x"),
+            Err(Failure::Incomplete("NUMBER(phys_base)"))
+        );
     }
 }

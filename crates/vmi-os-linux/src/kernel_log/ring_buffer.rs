@@ -114,7 +114,8 @@ impl<'l, 'v, D: X86Driver> RingBuffer<'l, 'v, D> {
         let size = 1u64.wrapping_shl(self.text_bits);
         let offset = |position: u64| position & size.wrapping_sub(1);
         let round = |position: u64| position.wrapping_shr(self.text_bits);
-        // A block never wraps: one that would starts at zero. Since 6.19 it may end exactly at the end of the ring.
+        // A block never wraps: one that would starts at zero. In newer kernels it may end exactly at the end of the
+        // ring; in older ones such a block starts at zero of the next round, so that the two cannot be confused.
         let (start, end) = match offset(next) {
             0 => (offset(begin), size),
             end if round(begin) == round(next) => (offset(begin), end),

@@ -1,6 +1,7 @@
 //! The members of `vm_area_struct` (kernel: include/linux/mm_types.h), judged by the areas whose purpose is known.
 
 use vmi_arch_x86::X86Driver;
+use vmi_core::{Memory, Symbols, VirtAddr};
 
 use super::areas::{Area, Purpose, bounds};
 use super::findings::Findings;
@@ -18,14 +19,22 @@ const READ_EXECUTE: u64 = 5;
 /// `VM_GROWSDOWN`: set in the stack of every program.
 const GROWS_DOWN: u64 = 0x100;
 
-/// Infers `vm_mm`, `vm_flags`, `vm_pgoff` and `vm_file`.
-pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, areas: &[Area], findings: &mut Findings) {
+/// Functions in `vm_operations_struct` that are looked at. Measured: `name` is the ninth to fourteenth (kernels 5.10 to 7.2).
+const MAX_OPERATIONS: usize = 24;
+
+/// Infers `vm_mm`, `vm_flags`, `vm_ops`, `vm_pgoff`, `vm_file` and `vm_private_data`; the offset of `vm_file`.
+pub(super) fn infer<D: X86Driver>(
+    view: &View<'_, D>,
+    areas: &[Area],
+    symbols: &Symbols,
+    findings: &mut Findings,
+) -> Option<usize> {
     let width = view.width();
     let start = width.saturating_mul(2);
     let mm = only(areas, start, width, |offset| all(areas, |area| Some(area.object.word(offset, width)? == area.mm)));
     let Some(mm) = findings.record("vm_area_struct", "vm_mm", mm, Kind::Pointer) else {
         findings.missing("vm_area_struct", "vm_flags", Doubt::None);
-        return;
+        return None;
     };
     let flags = only(areas, mm, width, |offset| all(areas, |area| is_flags(area, area.object.word(offset, width)?)));
     let kind = Kind::Number(width as u64);
@@ -34,9 +43,53 @@ pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, areas: &[Area], findings: 
         let Some(before) = offset.checked_sub(width) else { return false };
         all(areas, |area| is_file(view, area, area.object.word(before, width)?, area.object.word(offset, width)?))
     });
-    if let Some(file) = findings.record("vm_area_struct", "vm_file", file, Kind::Pointer) {
-        findings.add("vm_area_struct", "vm_pgoff", file.saturating_sub(width), kind);
+    let file = findings.record("vm_area_struct", "vm_file", file, Kind::Pointer)?;
+    findings.add("vm_area_struct", "vm_pgoff", file.saturating_sub(width), kind);
+    operations(view, areas, file, symbols, findings);
+    Some(file)
+}
+
+/// `vm_ops` before `vm_pgoff`: none for heap and stack, some for code. `vm_private_data` behind `vm_file`: what the kernel itself maps
+/// (neither of a file nor without operations) has its name there (kernel: `struct vm_special_mapping`).
+fn operations<D: X86Driver>(view: &View<'_, D>, areas: &[Area], file: usize, symbols: &Symbols, findings: &mut Findings) {
+    let width = view.width();
+    let ops = file.saturating_sub(width.saturating_mul(2));
+    let data = file.saturating_add(width);
+    let sound = all(areas, |area| {
+        let ops = area.object.word(ops, width)?;
+        Some(match area.purpose {
+            Purpose::Code => view.pointer(ops).is_some(),
+            Purpose::Heap | Purpose::Stack => ops == 0,
+            Purpose::Other => ops == 0 || view.pointer(ops).is_some(),
+        })
+    });
+    findings.record("vm_area_struct", "vm_ops", sound.then_some(ops).ok_or(Doubt::None), Kind::Pointer);
+    let special = |area: &Area| -> Option<u64> {
+        let ops = area.object.word(ops, width)?;
+        (area.object.word(file, width)? == 0 && ops != 0).then_some(ops)
+    };
+    let named = |area: &Area| {
+        let name = view.pointer(area.object.word(data, width)?)?;
+        Some(view.read::<u8>(VirtAddr::new(name)).ok()? == b'[')
+    };
+    let mut specials = areas.iter().filter(|area| special(area).is_some()).peekable();
+    let first = specials.peek().and_then(|area| special(area));
+    let sound = first.is_some() && specials.all(|area| named(area) == Some(true));
+    if findings.record("vm_area_struct", "vm_private_data", sound.then_some(data).ok_or(Doubt::None), Kind::Pointer).is_none() {
+        return;
     }
+    findings.add("vm_special_mapping", "name", 0, Kind::Pointer);
+    let name = only_function(view, first.unwrap_or(0), "special_mapping_name", symbols);
+    findings.record("vm_operations_struct", "name", name, Kind::Pointer);
+}
+
+/// The only one of the functions at `operations` that has this name.
+fn only_function<D: X86Driver>(view: &View<'_, D>, operations: u64, name: &str, symbols: &Symbols) -> Result<usize, Doubt> {
+    let width = view.width();
+    sample::only(0..MAX_OPERATIONS.saturating_mul(width), width, |offset| {
+        let function = operations.checked_add(offset as u64).and_then(|at| view.pointer(at)).unwrap_or(0);
+        symbols.at(VirtAddr::new(function)).any(|symbol| symbol.name == name)
+    })
 }
 
 /// Every right that is given may be given; code is read and run, heap and stack are read and written, and the stack grows down.

@@ -4,52 +4,44 @@
 //! process has the range of its program, it has that of the kernel (kernel: `setup_arch` in arch/x86/kernel/setup.c).
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Memory, PAGE_SIZE, PhysAddr, VirtAddr, Vmi};
+use vmi_core::{PAGE_SIZE, PhysAddr, VirtAddr, Vmi};
 
+use super::image::{self, REACH};
 use super::page_tables::Spaces;
 use super::view::View;
 
-/// How far from `init_task` it and the root table are searched: the size of the data of a large kernel.
-const REACH: u64 = 32 << 20;
 /// The size of the largest kernel image (kernel: `KERNEL_IMAGE_SIZE` in arch/x86/include/asm/page_64_types.h).
 const IMAGE_SIZE: u64 = 1 << 30;
 
-/// Where `init_mm` is, and the root table that it names. `start_code` is the offset of this member in `mm_struct`.
+/// Where `init_mm` is, and the root table that it names.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InitMm {
+    pub(super) at: VirtAddr,
+    /// `swapper_pg_dir`.
+    pub(super) table: VirtAddr,
+    pub(super) root: PhysAddr,
+}
+
+/// Finds `init_mm`. `start_code` is the offset of this member in `mm_struct`.
 pub(super) fn find<D: X86Driver>(
     vmi: &Vmi<D>,
     view: &View<'_, D>,
     spaces: &Spaces,
     start_code: usize,
     init_task: u64,
-) -> Option<(VirtAddr, PhysAddr)> {
-    let width = view.width();
-    let page_size = PAGE_SIZE as usize;
-    let here = VirtAddr::new(init_task).page().get();
-    let near = |at: u64| at.abs_diff(init_task) < REACH;
-    let mut page = vec![0; page_size];
-    // Outwards, as it is mostly near.
-    for at in (0..REACH).step_by(page_size).flat_map(|step| [here.checked_sub(step), here.checked_add(step)]).flatten() {
-        if view.read_into(VirtAddr::new(at), &mut page).is_err() {
-            continue;
-        }
-        for (index, bytes) in page.chunks_exact(width).enumerate() {
-            let mut word = [0; 8];
-            word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-            let root = u64::from_le_bytes(word);
-            if !root.is_multiple_of(PAGE_SIZE) || !near(root) {
-                continue;
+) -> Option<InitMm> {
+    image::find(view, init_task, |page, bytes| {
+        image::words(page, bytes, view.width()).find_map(|(member, table)| {
+            if !table.is_multiple_of(PAGE_SIZE) || table.abs_diff(init_task) >= REACH {
+                return None;
             }
-            let member = at.wrapping_add(index.saturating_mul(width) as u64);
-            let base = member.wrapping_sub(spaces.pgd as u64);
-            if is_kernel(view, base.wrapping_add(start_code as u64), init_task)
-                && let Some(root) = view.locate(root)
-                && spaces.is_root(vmi, root)
-            {
-                return Some((VirtAddr::new(base), root));
-            }
-        }
-    }
-    None
+            let at = member.wrapping_sub(spaces.pgd as u64);
+            let root = view.locate(table)?;
+            let right =
+                is_kernel(view, at.wrapping_add(start_code as u64), init_task) && spaces.is_root(vmi, view.budget(), root);
+            right.then_some(InitMm { at: VirtAddr::new(at), table: VirtAddr::new(table), root })
+        })
+    })
 }
 
 /// Whether the members from `start_code` on, at `at`, are those of the kernel: addresses of its image for code, data and `brk`, and

@@ -7,8 +7,11 @@
 mod area_fields;
 mod areas;
 mod credentials;
+mod files;
 mod findings;
+mod image;
 mod init_mm;
+mod kernel_log;
 mod maple_tree;
 mod module_fields;
 mod module_list;
@@ -20,17 +23,20 @@ mod task_list;
 mod task_state;
 mod tasks;
 mod thread_group;
+mod timekeeper;
 mod types;
 mod user_ranges;
 mod view;
 
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{AddressSpace, PhysAddr, Symbols, VirtAddr, Vmi};
+use vmi_core::{PhysAddr, Symbols, VirtAddr, Vmi};
 
 pub use types::InferredTypes;
 
 use findings::Findings;
+use init_mm::InitMm;
 use tasks::Tasks;
+use view::View;
 
 /// What is known of the kernel beforehand. All of it may be missing.
 #[derive(Clone, Copy, Debug)]
@@ -113,26 +119,36 @@ pub fn infer<D: X86Driver>(vmi: &Vmi<D>, hints: &Hints<'_>) -> Result<Inferred, 
     let ranges = user_ranges::infer(&spaces, &mut findings);
     if let Some(ranges) = &ranges {
         let areas = areas::find(view, &spaces, ranges, &mut findings);
-        area_fields::infer(view, &areas, &mut findings);
+        if let Some(file) = area_fields::infer(view, &areas, hints.symbols, &mut findings) {
+            let width = view.width();
+            let files = areas.iter().filter_map(|area| area.object.word(file, width)).filter(|at| *at != 0);
+            files::infer(view, files, hints.symbols, &mut findings);
+        }
     }
     let init_mm = ranges.and_then(|ranges| init_mm::find(vmi, view, &spaces, ranges.start_code, init_task));
-    if let Some((at, _)) = init_mm {
-        findings.symbol("init_mm", at);
+    if let Some(found) = init_mm {
+        findings.symbol("init_mm", found.at);
+        let name = if view.width() == 4 { "swapper_pg_dir" } else { "init_top_pgt" };
+        findings.symbol(name, found.table);
     }
     let root = match (hints.tables, init_mm) {
-        (_, Some((_, root))) | (Some((_, root)), None) => root,
+        (_, Some(InitMm { root, .. })) | (Some((_, root)), None) => root,
         (None, None) => {
             findings.remark("the kernel's own page tables were not found: those of process 1 stand in for them");
             spaces.init_root(view).ok_or(ShapeError::NoPageTables)?
         }
     };
-    let space = vmi.address_space(root, spaces.mode);
-    modules(&space, hints, init_task, &mut findings);
+    kernel_log::infer(view, init_task, hints.symbols, &mut findings);
+    timekeeper::infer(view, init_task, &mut findings);
+    modules(&View::paged(vmi, spaces.mode, root, view.budget()), hints, init_task, &mut findings);
+    if view.budget().is_spent() {
+        findings.remark("the search was given up after too many reads: this memory leads in circles");
+    }
     let remarks = findings.remarks(tasks.sample.objects.len());
     Ok(Inferred { types: findings.types, symbols: findings.symbols, mode: spaces.mode, root, remarks })
 }
 
-fn modules<D: X86Driver>(space: &AddressSpace<'_, D>, hints: &Hints<'_>, init_task: u64, findings: &mut Findings) {
+fn modules<D: X86Driver>(space: &View<'_, D>, hints: &Hints<'_>, init_task: u64, findings: &mut Findings) {
     let known = hints.symbols.find("modules").map(|symbol| symbol.address);
     match module_list::find(space, init_task, known) {
         Some(list) => {
@@ -144,3 +160,6 @@ fn modules<D: X86Driver>(space: &AddressSpace<'_, D>, hints: &Hints<'_>, init_ta
         None => findings.remark("no loaded module was found: either there is none, or the list of modules could not be told"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,13 @@
 //! The members of `struct module` (kernel: include/linux/module.h), judged by all loaded modules.
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{AddressSpace, Memory, PAGE_SIZE, Paging, VirtAddr};
+use vmi_core::{Memory, PAGE_SIZE, VirtAddr};
 
 use super::findings::Findings;
 use super::module_list::{ModuleList, name_len};
 use super::sample::{Doubt, Object, only};
 use super::types::Kind;
+use super::view::View;
 
 /// Kinds of memory of a module since 6.4 (kernel: `MOD_MEM_NUM_TYPES`).
 const PARTS: usize = 7;
@@ -16,16 +17,19 @@ const MAX_PART: u32 = 1 << 30;
 const MAX_REFERENCES: u32 = 1 << 20;
 /// Symbols that a module may have.
 const MAX_SYMBOLS: u32 = 1 << 20;
+/// Bytes of a symbol's name (kernel: `KSYM_NAME_LEN`).
+const MAX_SYMBOL_NAME: usize = 512;
 
 /// Infers what a list of modules, their memory and their symbols need.
-pub(super) fn infer<D: X86Driver>(space: &AddressSpace<'_, D>, list: &ModuleList, findings: &mut Findings) {
-    let width = space.mode().pointer_size();
+pub(super) fn infer<D: X86Driver>(space: &View<'_, D>, list: &ModuleList, findings: &mut Findings) {
+    let width = space.width();
     let modules = Modules::new(space, list);
     findings.add("module", "state", 0, Kind::Number(4));
     findings.add("module", "list", width, Kind::Structure("list_head"));
     findings.add("module", "name", width.saturating_mul(3), Kind::Bytes(name_len(width) as u64));
     modules.kallsyms(findings);
     modules.references(findings);
+    modules.exports(findings);
     match modules.parts() {
         Some(parts) => modules.record_parts(parts, findings),
         None => modules.layouts(findings),
@@ -33,7 +37,7 @@ pub(super) fn infer<D: X86Driver>(space: &AddressSpace<'_, D>, list: &ModuleList
 }
 
 struct Modules<'a, 'v, D: X86Driver> {
-    space: &'a AddressSpace<'v, D>,
+    space: &'a View<'v, D>,
     modules: &'a [Object],
     width: usize,
     /// Bytes of every module that can be judged.
@@ -49,10 +53,28 @@ struct Parts {
     size: usize,
 }
 
+/// How an export is written: as pointers, or (since 4.19) as distances of 4 bytes from where they are.
+#[derive(Clone, Copy, Debug)]
+struct Export {
+    relative: bool,
+    /// Bytes of the value, and so the offset of the name.
+    member: usize,
+    /// Bytes of all: value, name and (since 5.4) namespace.
+    size: usize,
+}
+
+impl Export {
+    fn shapes(width: usize) -> impl Iterator<Item = Self> {
+        [(true, 4), (false, width)].into_iter().flat_map(|(relative, member)| {
+            [2usize, 3].into_iter().map(move |count| Self { relative, member, size: member.saturating_mul(count) })
+        })
+    }
+}
+
 impl<'a, 'v, D: X86Driver> Modules<'a, 'v, D> {
-    fn new(space: &'a AddressSpace<'v, D>, list: &'a ModuleList) -> Self {
+    fn new(space: &'a View<'v, D>, list: &'a ModuleList) -> Self {
         let size = list.modules.iter().map(|module| module.bytes.len()).min().unwrap_or(0);
-        Self { space, modules: &list.modules, width: space.mode().pointer_size(), size }
+        Self { space, modules: &list.modules, width: space.width(), size }
     }
 
     fn all(&self, mut test: impl FnMut(&Object) -> Option<bool>) -> bool {
@@ -64,7 +86,7 @@ impl<'a, 'v, D: X86Driver> Modules<'a, 'v, D> {
     }
 
     fn pointer(&self, at: u64) -> Option<u64> {
-        self.space.read_pointer(VirtAddr::new(at)).ok().map(VirtAddr::get)
+        self.space.pointer(at)
     }
 
     /// Offset of the first member behind the name.
@@ -114,12 +136,71 @@ impl<'a, 'v, D: X86Driver> Modules<'a, 'v, D> {
                 self.list_len(module, source.checked_add(width.checked_mul(2)?)?)?;
                 let exit = self.word(module, offset.checked_sub(width)?)?;
                 let count = module.u32(offset)?;
-                let code = exit == 0 || self.space.translate(VirtAddr::new(exit)).is_ok_and(|to| to.access.execute);
+                let code = exit == 0 || self.space.translate(exit).is_ok_and(|to| to.access.execute);
                 Some(code && count > users && count < MAX_REFERENCES)
             })
         });
         findings.add("atomic_t", "counter", 0, Kind::Number(4));
         findings.record("module", "refcnt", refcnt, Kind::Structure("atomic_t"));
+    }
+
+    /// `syms`, `crcs`, (later `flagstab`,) `num_syms`: a table of values and names, and how many there are (kernel: `struct kernel_symbol`
+    /// in include/linux/export.h). Some module must export something.
+    fn exports(&self, findings: &mut Findings) {
+        let width = self.width;
+        let mut found = None;
+        let table = self.only(|table| {
+            for words in [2usize, 3] {
+                let count = table.saturating_add(words.saturating_mul(width));
+                if !self.modules.iter().any(|module| module.u32(count).is_some_and(|count| count > 0)) {
+                    continue;
+                }
+                let mut shapes =
+                    Export::shapes(width).filter(|export| self.all(|module| self.are_exports(module, table, count, *export)));
+                if let (Some(export), None) = (shapes.next(), shapes.next()) {
+                    found = Some((count, export));
+                    return true;
+                }
+            }
+            false
+        });
+        let Some(_) = findings.record("module", "syms", table, Kind::Pointer) else { return };
+        let Some((count, export)) = found else { return };
+        findings.add("module", "num_syms", count, Kind::Number(4));
+        let [value, name] = if export.relative { ["value_offset", "name_offset"] } else { ["value", "name"] };
+        let kind = if export.relative { Kind::Number(4) } else { Kind::Pointer };
+        findings.add("kernel_symbol", value, 0, kind);
+        findings.add("kernel_symbol", name, export.member, kind);
+        findings.types.resize("kernel_symbol", export.size as u64);
+    }
+
+    /// Whether every entry has a value that is mapped and a name that could be one.
+    fn are_exports(&self, module: &Object, table: usize, count: usize, export: Export) -> Option<bool> {
+        let (table, count) = (self.word(module, table)?, module.u32(count)?);
+        if count == 0 || count > MAX_SYMBOLS {
+            return Some(count == 0);
+        }
+        for index in 0..u64::from(count) {
+            let at = table.checked_add(index.checked_mul(export.size as u64)?)?;
+            let value = self.reference(at, export)?;
+            let name = self.reference(at.checked_add(export.member as u64)?, export)?;
+            let name = self.space.read_c_string(VirtAddr::new(name), MAX_SYMBOL_NAME).ok()?;
+            let word = !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
+            if !word || self.space.translate(value).is_err() {
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    /// What the member at `at` refers to.
+    fn reference(&self, at: u64, export: Export) -> Option<u64> {
+        if !export.relative {
+            return self.pointer(at);
+        }
+        let distance: i32 = self.space.read(VirtAddr::new(at)).ok()?;
+        let address = at.wrapping_add_signed(distance.into());
+        Some(if self.width == 4 { address & u64::from(u32::MAX) } else { address })
     }
 
     /// How many nodes are in the list whose head is at `offset`, if it is a list.
@@ -143,7 +224,6 @@ impl<'a, 'v, D: X86Driver> Modules<'a, 'v, D> {
     /// Since 6.4, seven structures in a row, each of which names the module (`mtn.mod`): the first for code, the second holds the module.
     fn parts(&self) -> Option<Parts> {
         let width = self.width;
-        let first = self.modules.first()?;
         let named = |offset: usize| self.all(|module| Some(self.word(module, offset)? == module.at));
         let names: Vec<usize> = (self.start()..self.size).step_by(width).filter(|&offset| named(offset)).collect();
         let mut found = None;
@@ -165,7 +245,6 @@ impl<'a, 'v, D: X86Driver> Modules<'a, 'v, D> {
                 }
             }
         }
-        let _ = first;
         found
     }
 

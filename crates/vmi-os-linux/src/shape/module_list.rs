@@ -5,9 +5,10 @@
 //! `modules` lies in the image.
 
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{AddressSpace, ErrorKind, Memory, PAGE_SIZE, Paging, VirtAddr};
+use vmi_core::{ErrorKind, Fault, Memory, PAGE_SIZE, VirtAddr};
 
 use super::sample::Object;
+use super::view::View;
 
 /// Where x86-64 maps modules: `MODULES_VADDR` without address-space randomisation, to `MODULES_END` (kernel:
 /// arch/x86/include/asm/pgtable_64_types.h).
@@ -38,18 +39,19 @@ pub(super) fn name_len(width: usize) -> usize {
 }
 
 /// Finds the list; `known` is its head if a symbol names it.
-pub(super) fn find<D: X86Driver>(space: &AddressSpace<'_, D>, init_task: u64, known: Option<VirtAddr>) -> Option<ModuleList> {
+pub(super) fn find<D: X86Driver>(space: &View<'_, D>, init_task: u64, known: Option<VirtAddr>) -> Option<ModuleList> {
     if let Some(head) = known {
-        let first = space.read_pointer(head).ok()?.get();
+        let first = space.pointer(head.get())?;
         return walk(space, first).filter(|list| list.head == head.get());
     }
-    let width = space.mode().pointer_size();
+    let width = space.width();
     let (first, last) = if width == 4 { (init_task, NARROW_END) } else { WIDE };
+    let mode = space.mode()?;
     let mut starts = MAX_STARTS;
     let mut at = first & !PAGE_SIZE.wrapping_sub(1);
     let mut page = vec![0; PAGE_SIZE as usize];
     while at < last {
-        let size = match space.translate(VirtAddr::new(at)) {
+        let size = match space.translate(at) {
             Ok(translation) if translation.page_size() == PAGE_SIZE => {
                 if translation.access.write && space.read_into(VirtAddr::new(at), &mut page).is_ok() {
                     for offset in starts_in(&page, width) {
@@ -64,7 +66,7 @@ pub(super) fn find<D: X86Driver>(space: &AddressSpace<'_, D>, init_task: u64, kn
             // The image and the direct map.
             Ok(translation) => translation.page_size(),
             Err(error) => match error.kind() {
-                ErrorKind::Fault(fault) => covered(space.mode(), fault.level),
+                ErrorKind::Fault(fault) => covered(mode, fault),
                 _ => PAGE_SIZE,
             },
         };
@@ -73,10 +75,10 @@ pub(super) fn find<D: X86Driver>(space: &AddressSpace<'_, D>, init_task: u64, kn
     None
 }
 
-/// Bytes that an entry of a table of `level` covers.
-fn covered(mode: PagingMode, level: u8) -> u64 {
+/// Bytes that the table entry covers that ended a page walk.
+fn covered(mode: PagingMode, fault: &Fault) -> u64 {
     let bits = if mode == PagingMode::Bits32 { 10 } else { 9 };
-    1u64.checked_shl(u32::from(level.saturating_sub(1)).saturating_mul(bits).saturating_add(12)).unwrap_or(PAGE_SIZE)
+    1u64.checked_shl(u32::from(fault.level.saturating_sub(1)).saturating_mul(bits).saturating_add(12)).unwrap_or(PAGE_SIZE)
 }
 
 /// Offsets of what could be the list nodes of live modules in a page: a zero before, a name behind.
@@ -99,9 +101,9 @@ fn is_name(bytes: &[u8]) -> bool {
 }
 
 /// The closed list that the node at `start` is in, if all of its nodes but one, the head, are in modules.
-fn walk<D: X86Driver>(space: &AddressSpace<'_, D>, start: u64) -> Option<ModuleList> {
-    let width = space.mode().pointer_size();
-    let pointer = |at: u64| space.read_pointer(VirtAddr::new(at)).ok().map(VirtAddr::get);
+fn walk<D: X86Driver>(space: &View<'_, D>, start: u64) -> Option<ModuleList> {
+    let width = space.width();
+    let pointer = |at: u64| space.pointer(at);
     let mut head = None;
     let mut nodes = Vec::new();
     let mut node = start;
@@ -111,7 +113,7 @@ fn walk<D: X86Driver>(space: &AddressSpace<'_, D>, start: u64) -> Option<ModuleL
         if pointer(next.checked_add(width as u64)?)? != node || nodes.len() > MAX_MODULES {
             return None;
         }
-        let name = space.read_vec(VirtAddr::new(node.checked_add(width.saturating_mul(2) as u64)?), name_len(width)).ok();
+        let name = space.bytes(node.checked_add(width.saturating_mul(2) as u64)?, name_len(width));
         match (name.is_some_and(|name| is_name(&name)), head) {
             (true, _) => nodes.push(node),
             (false, None) => head = Some(node),
@@ -134,7 +136,7 @@ fn walk<D: X86Driver>(space: &AddressSpace<'_, D>, start: u64) -> Option<ModuleL
 }
 
 /// The start of the structure at `at`, as far as it can be read.
-fn readable<D: X86Driver>(space: &AddressSpace<'_, D>, at: u64) -> Vec<u8> {
+fn readable<D: X86Driver>(space: &View<'_, D>, at: u64) -> Vec<u8> {
     let mut bytes = vec![0; MODULE_SIZE];
     if let Err(error) = space.read_into(VirtAddr::new(at), &mut bytes) {
         bytes.truncate(error.done());

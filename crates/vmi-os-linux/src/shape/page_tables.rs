@@ -11,7 +11,7 @@ use super::findings::Findings;
 use super::sample::{Object, Sample};
 use super::tasks::Tasks;
 use super::types::Kind;
-use super::view::View;
+use super::view::{Budget, View};
 
 /// Bytes of each `mm_struct` that are judged. Measured: `pgd` at 0x28 to 0x78, `env_end` at up to 0x2f0 (kernels 5.10 to 7.2).
 const MM_SIZE: usize = 0x400;
@@ -47,8 +47,8 @@ impl Spaces {
     }
 
     /// Whether the table at `root` maps the kernel where it is.
-    pub(super) fn is_root<D: X86Driver>(&self, vmi: &Vmi<D>, root: PhysAddr) -> bool {
-        maps(vmi, self.mode, root, &self.known)
+    pub(super) fn is_root<D: X86Driver>(&self, vmi: &Vmi<D>, budget: &Budget, root: PhysAddr) -> bool {
+        maps(vmi, budget, self.mode, root, &self.known)
     }
 }
 
@@ -56,10 +56,10 @@ impl Spaces {
 ///
 /// Of several answers, none: they would contradict each other.
 pub(super) fn find<D: X86Driver>(vmi: &Vmi<D>, view: &View<'_, D>, tasks: &Tasks, candidates: &[usize]) -> Option<Spaces> {
-    let modes: &[PagingMode] = match (view, view.width()) {
-        (View::Paged(space), _) => &[space.mode()],
-        (_, 4) => &[PagingMode::Bits32, PagingMode::Pae],
-        _ => &[PagingMode::Level4, PagingMode::Level5],
+    let modes: &[PagingMode] = match (view.mode(), view.width()) {
+        (Some(mode), _) => &[mode],
+        (None, 4) => &[PagingMode::Bits32, PagingMode::Pae],
+        (None, _) => &[PagingMode::Level4, PagingMode::Level5],
     };
     let known: Vec<(VirtAddr, PhysAddr)> = tasks
         .sample
@@ -74,7 +74,7 @@ pub(super) fn find<D: X86Driver>(vmi: &Vmi<D>, view: &View<'_, D>, tasks: &Tasks
         for pgd in (0..MM_SIZE).step_by(sample.width) {
             let Some(roots) = roots(view, &sample, pgd) else { continue };
             for &mode in modes {
-                if !roots.iter().all(|&root| maps(vmi, mode, root, &known)) {
+                if !roots.iter().all(|&root| maps(vmi, view.budget(), mode, root, &known)) {
                     continue;
                 }
                 if found.is_some() {
@@ -119,6 +119,9 @@ fn roots<D: X86Driver>(view: &View<'_, D>, sample: &Sample, pgd: usize) -> Optio
     roots.filter(|roots| !roots.is_empty())
 }
 
-fn maps<D: X86Driver>(vmi: &Vmi<D>, mode: PagingMode, root: PhysAddr, known: &[(VirtAddr, PhysAddr)]) -> bool {
-    known.iter().all(|&(at, there)| mode.translate(vmi, root, at).is_ok_and(|translation| translation.at == there))
+/// Whether the tables at `root` map all that is known to where it is.
+fn maps<D: X86Driver>(vmi: &Vmi<D>, budget: &Budget, mode: PagingMode, root: PhysAddr, known: &[(VirtAddr, PhysAddr)]) -> bool {
+    known.iter().all(|&(at, there)| {
+        budget.spend().is_some() && mode.translate(vmi, root, at).is_ok_and(|translation| translation.at == there)
+    })
 }

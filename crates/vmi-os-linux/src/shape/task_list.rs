@@ -9,15 +9,13 @@ use vmi_arch_x86::X86Driver;
 use vmi_core::{Memory, PhysAddr, Vmi};
 
 use super::search::find_all;
-use super::view::{View, Window};
+use super::view::{Budget, View, Window};
 use super::{Hints, ShapeError};
 
 /// How far behind `tasks` the name of a task is searched. Measured: 0x1b8 to 0x2e8 bytes (kernels 5.10 to 7.2).
 const MAX_DISTANCE: u64 = 0x1000;
 /// Candidates for the name of `init_task` that are looked at.
 const MAX_HITS: usize = 4096;
-/// List nodes that are visited in all: PID_MAX_LIMIT (kernel: include/linux/threads.h) and what false starts may take.
-const MAX_NODES: u64 = 6 << 20;
 
 /// The length of a task's name with its terminator (kernel: `TASK_COMM_LEN` in include/linux/sched.h).
 pub(super) const COMM_LEN: usize = 16;
@@ -49,7 +47,8 @@ pub(super) struct TaskList<'v, D: X86Driver> {
 /// Finds the list of all processes: the longest list that closes.
 pub(super) fn find<'v, D: X86Driver>(vmi: &'v Vmi<D>, hints: &Hints<'_>) -> Result<TaskList<'v, D>, ShapeError> {
     let (hits, more) = find_all(vmi, b"swapper", MAX_HITS);
-    let mut budget = MAX_NODES;
+    let budget = Budget::new();
+    let search = Search { vmi, paged: hints.tables.map(|(mode, root)| View::paged(vmi, mode, root, &budget)), budget };
     let mut best: Option<TaskList<'v, D>> = None;
     let mut names = 0usize;
     for &comm_at in &hits {
@@ -60,7 +59,7 @@ pub(super) fn find<'v, D: X86Driver>(vmi: &'v Vmi<D>, hints: &Hints<'_>) -> Resu
         for width in hints.widths() {
             for to_comm in (0..MAX_DISTANCE).filter(|distance| comm_at.get().wrapping_sub(*distance).is_multiple_of(width)) {
                 let Some(node) = comm_at.checked_sub(to_comm) else { break };
-                let Some(list) = walk(vmi, hints, width as usize, node, to_comm, &mut budget) else { continue };
+                let Some(list) = search.walk(width as usize, node, to_comm) else { continue };
                 match &best {
                     Some(known) if known.nodes.len() >= list.nodes.len() => {}
                     _ => best = Some(list),
@@ -68,7 +67,7 @@ pub(super) fn find<'v, D: X86Driver>(vmi: &'v Vmi<D>, hints: &Hints<'_>) -> Resu
             }
         }
     }
-    best.ok_or(ShapeError::NoTaskList { names, more, exhausted: budget == 0 })
+    best.ok_or(ShapeError::NoTaskList { names, more, exhausted: search.budget.is_spent() })
 }
 
 /// Whether the name of the first idle task is here, padded with zeros.
@@ -77,75 +76,73 @@ fn is_swapper<D: X86Driver>(vmi: &Vmi<D>, at: PhysAddr) -> bool {
     vmi.read_into(at, &mut name).is_ok() && (name == *b"swapper/0\0\0\0\0\0\0\0" || name == *b"swapper\0\0\0\0\0\0\0\0\0")
 }
 
-/// The closed list that starts at the node `first`, if there is one.
-fn walk<'v, D: X86Driver>(
+/// What the search for the list works with.
+struct Search<'v, D: X86Driver> {
     vmi: &'v Vmi<D>,
-    hints: &Hints<'_>,
-    width: usize,
-    first: PhysAddr,
-    to_comm: u64,
-    budget: &mut u64,
-) -> Option<TaskList<'v, D>> {
-    let next = physical_pointer(vmi, first, width)?;
-    let prev = physical_pointer(vmi, first.checked_add(width as u64)?, width)?;
-    // Neither empty nor a list of two, and on aligned addresses.
-    if next == prev || !next.is_multiple_of(width as u64) || !prev.is_multiple_of(width as u64) {
-        return None;
-    }
-    let (view, start) = start(vmi, hints, width, first, next)?;
-    let mut nodes = vec![start];
-    let mut node = next;
-    while node != start {
-        *budget = budget.checked_sub(1)?;
-        // A node whose predecessor is not the one we came from belongs to no list, or this one joins it halfway.
-        if view.pointer(node.checked_add(width as u64)?)? != *nodes.last()? {
-            return None;
-        }
-        let name = view.bytes(node.checked_add(to_comm)?, COMM_LEN)?;
-        let terminated = memchr::memchr(0, &name).is_some();
-        if !terminated || nodes.len() == 2 && !name.starts_with(b"kthreadd\0") {
-            return None;
-        }
-        nodes.push(node);
-        node = view.pointer(node)?;
-    }
-    (nodes.last() == Some(&prev) && nodes.len() > 2).then_some(TaskList { view, nodes, to_comm })
+    /// Kernel memory, if its page tables are known.
+    paged: Option<View<'v, D>>,
+    budget: Budget,
 }
 
-/// How kernel memory is addressed if `first` is a list node that leads to the one at `next`, and the address of `first` then.
-fn start<'v, D: X86Driver>(
-    vmi: &'v Vmi<D>,
-    hints: &Hints<'_>,
-    width: usize,
-    first: PhysAddr,
-    next: u64,
-) -> Option<(View<'v, D>, u64)> {
-    let back = next.checked_add(width as u64)?;
-    if let Some((mode, root)) = hints.tables {
-        let view = View::Paged(vmi.address_space(root, mode));
-        let start = view.pointer(back)?;
-        return (view.locate(start)? == first).then_some((view, start));
-    }
-    if width == 4 {
-        return PAGE_OFFSETS.into_iter().find_map(|base| {
-            let lowmem = Window { start: base, last: u32::MAX.into(), delta: base.wrapping_neg() };
-            let view = View::Linear { vmi, windows: vec![lowmem], width };
-            let start = first.get().checked_add(base)?;
-            (view.pointer(back)? == start).then_some((view, start))
-        });
-    }
-    direct_map_places(vmi, next).find_map(|at| {
-        let start = physical_pointer(vmi, at.checked_add(width as u64)?, width)?;
-        let displacement = start.wrapping_sub(first.get());
-        if start < IMAGE || !displacement.is_multiple_of(IMAGE_ALIGNMENT) {
+impl<'v, D: X86Driver> Search<'v, D> {
+    /// The closed list that starts at the node `first`, if there is one.
+    fn walk(&self, width: usize, first: PhysAddr, to_comm: u64) -> Option<TaskList<'v, D>> {
+        let next = physical_pointer(self.vmi, first, width)?;
+        let prev = physical_pointer(self.vmi, first.checked_add(width as u64)?, width)?;
+        // Neither empty nor a list of two, and on aligned addresses.
+        if next == prev || !next.is_multiple_of(width as u64) || !prev.is_multiple_of(width as u64) {
             return None;
         }
-        let base = next.checked_sub(at.get())?;
-        let last = base.checked_add(vmi.machine().memory.end().get())?;
-        let direct_map = Window { start: base, last: last.min(IMAGE.saturating_sub(1)), delta: base.wrapping_neg() };
-        let image = Window { start: IMAGE, last: u64::MAX, delta: displacement.wrapping_neg() };
-        Some((View::Linear { vmi, windows: vec![direct_map, image], width }, start))
-    })
+        let (view, start) = self.start(width, first, next)?;
+        let mut nodes = vec![start];
+        let mut node = next;
+        while node != start {
+            // A node whose predecessor is not the one we came from belongs to no list, or this one joins it halfway.
+            if view.pointer(node.checked_add(width as u64)?)? != *nodes.last()? {
+                return None;
+            }
+            let name = view.bytes(node.checked_add(to_comm)?, COMM_LEN)?;
+            let terminated = memchr::memchr(0, &name).is_some();
+            if !terminated || nodes.len() == 2 && !name.starts_with(b"kthreadd\0") {
+                return None;
+            }
+            nodes.push(node);
+            node = view.pointer(node)?;
+        }
+        (nodes.last() == Some(&prev) && nodes.len() > 2).then_some(TaskList { view, nodes, to_comm })
+    }
+
+    /// How kernel memory is addressed if `first` is a list node that leads to the one at `next`, and the address of `first` then.
+    fn start(&self, width: usize, first: PhysAddr, next: u64) -> Option<(View<'v, D>, u64)> {
+        let back = next.checked_add(width as u64)?;
+        if let Some(view) = &self.paged {
+            let start = view.pointer(back)?;
+            return (view.locate(start)? == first).then(|| (view.clone(), start));
+        }
+        if width == 4 {
+            return PAGE_OFFSETS.into_iter().find_map(|base| {
+                let start = first.get().checked_add(base)?;
+                let place = PhysAddr::new(back.checked_sub(base)?);
+                if physical_pointer(self.vmi, place, width)? != start {
+                    return None;
+                }
+                let lowmem = Window { start: base, last: u32::MAX.into(), delta: base.wrapping_neg() };
+                Some((View::linear(self.vmi, width, vec![lowmem], &self.budget), start))
+            });
+        }
+        direct_map_places(self.vmi, next).find_map(|at| {
+            let start = physical_pointer(self.vmi, at.checked_add(width as u64)?, width)?;
+            let displacement = start.wrapping_sub(first.get());
+            if start < IMAGE || !displacement.is_multiple_of(IMAGE_ALIGNMENT) {
+                return None;
+            }
+            let base = next.checked_sub(at.get())?;
+            let last = base.checked_add(self.vmi.machine().memory.end().get())?;
+            let direct_map = Window { start: base, last: last.min(IMAGE.saturating_sub(1)), delta: base.wrapping_neg() };
+            let image = Window { start: IMAGE, last: u64::MAX, delta: displacement.wrapping_neg() };
+            Some((View::linear(self.vmi, width, vec![direct_map, image], &self.budget), start))
+        })
+    }
 }
 
 /// The places in physical memory that an address of x86-64's direct map may mean: its offset there is known up to a multiple of

@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Words(u64),
     /// An array of structures of known size.
     Structures(&'static str, u64),
+    /// A bitfield in one byte: its lowest bit, and its width in bits.
+    Bits(u8, u8),
 }
 
 /// The structures and members of a kernel that were inferred by shape, and the fixed ones that they are made of.
@@ -36,7 +38,12 @@ impl InferredTypes {
     pub(super) fn add(&mut self, structure: &str, member: &str, offset: u64, kind: Kind) {
         let ty = self.kind(kind);
         let end = offset.saturating_add(self.size(kind));
-        let member = Member { name: member.to_owned(), bit_offset: offset.saturating_mul(8), bit_width: None, ty };
+        let (lowest, bit_width) = match kind {
+            Kind::Bits(lowest, width) => (lowest, Some(u32::from(width))),
+            _ => (0, None),
+        };
+        let bit_offset = offset.saturating_mul(8).saturating_add(lowest.into());
+        let member = Member { name: member.to_owned(), bit_offset, bit_width, ty };
         let id = self.structure_id(structure);
         if let Some(Type::Structure(structure)) = self.types.get_mut(id.0 as usize) {
             structure.size = structure.size.max(end);
@@ -48,6 +55,7 @@ impl InferredTypes {
     fn size(&self, kind: Kind) -> u64 {
         match kind {
             Kind::Pointer => self.pointer_size,
+            Kind::Bits(..) => 1,
             Kind::Number(size) | Kind::Bytes(size) => size,
             Kind::Words(count) => count.saturating_mul(self.pointer_size),
             Kind::Structure(name) => self.structure_size(name),
@@ -81,6 +89,7 @@ impl InferredTypes {
         let ty = match kind {
             Kind::Structure(name) => return self.structure_id(name),
             Kind::Pointer => Type::Pointer { target: self.push_once(Type::Void) },
+            Kind::Bits(..) => number(1),
             Kind::Number(size) => number(size),
             Kind::Bytes(count) => Type::Array { element: self.push_once(number(1)), count },
             Kind::Structures(name, count) => Type::Array { element: self.structure_id(name), count },

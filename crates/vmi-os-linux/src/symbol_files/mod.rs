@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use vmi_core::{Isf, IsfError, MappedFile, Symbols, SymbolsBuilder, TypeSource, VirtAddr};
 
-use self::dwarf::DwarfError;
+use self::dwarf::{Bytes, DwarfError};
 use self::system_map::SystemMapError;
 use crate::btf::{Btf, BtfError};
 
@@ -42,11 +42,8 @@ pub enum SymbolFileError {
         source: std::io::Error,
     },
     /// None of the kinds that are known.
-    #[error("{} is none of: System.map or kallsyms, vmlinux, BTF, Volatility 3 symbol file (.json, .json.xz)", path.display())]
-    Unknown {
-        /// The file.
-        path: PathBuf,
-    },
+    #[error("none of: System.map or kallsyms, vmlinux, BTF, Volatility 3 symbol file (.json, .json.xz)")]
+    Unknown,
     /// A symbol list that is wrong.
     #[error(transparent)]
     SystemMap(#[from] SystemMapError),
@@ -77,28 +74,36 @@ impl SymbolFile {
 pub fn open(path: impl AsRef<Path>) -> Result<SymbolFile, SymbolFileError> {
     let path = path.as_ref();
     let io = |source| SymbolFileError::Io { path: path.to_owned(), source };
-    let file = Arc::new(MappedFile::new(&File::open(path).map_err(io)?).map_err(io)?);
-    let bytes = file.as_ref().as_ref();
-    let origin = path.display();
+    let file = MappedFile::new(&File::open(path).map_err(io)?).map_err(io)?;
+    read(Arc::new(file), &path.display().to_string())
+}
+
+/// As [`open`], of a file that is in memory.
+///
+/// # Errors
+/// As [`open`].
+pub fn parse(bytes: Vec<u8>) -> Result<SymbolFile, SymbolFileError> {
+    read(Arc::new(bytes), "a symbol file")
+}
+
+fn read(file: Bytes, origin: &str) -> Result<SymbolFile, SymbolFileError> {
+    let bytes = (*file).as_ref();
     match bytes {
-        [0x7f, b'E', b'L', b'F', ..] => vmlinux::parse(file),
+        [0x7f, b'E', b'L', b'F', ..] => vmlinux::parse(file, origin),
         [0x9f, 0xeb, ..] => {
-            let btf = Btf::parse(bytes, 8)?.with_origin(format!("BTF file {origin}"));
+            let btf = Btf::parse(bytes, 8)?.with_origin(origin);
             Ok(SymbolFile { symbols: None, types: Some(Arc::new(btf)), banner: None })
         }
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => isf(path),
-        _ if bytes.trim_ascii_start().starts_with(b"{") => isf(path),
+        _ if bytes.starts_with(b"\xfd7zXZ\0") || bytes.trim_ascii_start().starts_with(b"{") => {
+            let isf = Isf::parse(bytes)?.with_origin(origin);
+            let (symbols, banner) = (isf.symbols(0), isf.banner().map(str::to_owned));
+            Ok(SymbolFile { symbols: Some(symbols), types: Some(Arc::new(isf)), banner })
+        }
         _ if looks_like_a_list(bytes) => {
             Ok(SymbolFile { symbols: Some(system_map::parse(bytes, 0)?), types: None, banner: None })
         }
-        _ => Err(SymbolFileError::Unknown { path: path.to_owned() }),
+        _ => Err(SymbolFileError::Unknown),
     }
-}
-
-fn isf(path: &Path) -> Result<SymbolFile, SymbolFileError> {
-    let isf = Isf::open(path)?;
-    let banner = isf.banner().map(str::to_owned);
-    Ok(SymbolFile { symbols: Some(isf.symbols(0)), types: Some(Arc::new(isf)), banner })
 }
 
 /// Whether the first line begins like that of a symbol list.

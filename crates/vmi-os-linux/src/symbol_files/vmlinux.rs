@@ -13,19 +13,20 @@ use crate::btf::{Btf, MAX_LEN};
 /// Bytes of names in all. Kernels have below 10 MB.
 const MAX_NAMES: usize = 256 << 20;
 
-const MAX_NAME: usize = 1024;
+/// Longest name. The kernel's own limit is `KSYM_NAME_LEN`, 512 bytes; mangled names of Rust outside of kernels are longer.
+const MAX_NAME: usize = 4096;
 
-/// Everything that the ELF file `file` tells; symbols are where they were linked.
+/// Everything that the ELF file `file` tells, which messages call `origin`; symbols are where they were linked.
 ///
 /// # Errors
 /// [`SymbolFileError`] if it is broken, or tells nothing.
-pub fn parse(file: Bytes) -> Result<SymbolFile, SymbolFileError> {
+pub fn parse(file: Bytes, origin: &str) -> Result<SymbolFile, SymbolFileError> {
     let elf = object::File::parse((*file).as_ref()).map_err(DwarfError::Elf)?;
     let symbols = symbols(&elf)?;
     let types: Option<Arc<dyn TypeSource>> = match Dwarf::parse(file.clone()) {
-        Ok(dwarf) => Some(Arc::new(dwarf)),
+        Ok(dwarf) => Some(Arc::new(dwarf.with_origin(origin))),
         Err(DwarfError::NoDwarf) => match btf(&elf)? {
-            Some(btf) => Some(Arc::new(btf)),
+            Some(btf) => Some(Arc::new(btf.with_origin(origin))),
             None => None,
         },
         Err(error) => return Err(error.into()),
@@ -84,7 +85,7 @@ fn btf(elf: &object::File<'_>) -> Result<Option<Btf>, SymbolFileError> {
     }
     let data = data.decompress().map_err(DwarfError::Elf)?;
     let pointer_size = if elf.is_64() { 8 } else { 4 };
-    Ok(Some(Btf::parse(data.into_owned(), pointer_size)?.with_origin("BTF of the vmlinux")))
+    Ok(Some(Btf::parse(data.into_owned(), pointer_size)?))
 }
 
 /// The text of `linux_banner`, without the line end.

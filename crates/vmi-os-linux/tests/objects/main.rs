@@ -151,11 +151,18 @@ fn parents(linux: &Image<'_>, truth: &Truth) -> Outcome {
     ours.map_or(Ok(UNTOLD.to_owned()), |ours| equal(&ours, &wanted))
 }
 
-/// Of init nothing is compared: it read its own state when it ran. Kernel threads may have run in between.
+/// Of init nothing is compared: it read its own state when it ran. Kernel threads that ran at one of the two times are left out.
 fn states(linux: &Image<'_>, truth: &Truth) -> Outcome {
-    let wanted = leaders(truth).iter().filter(|task| task.tid != 1).map(|task| (task.tid, task.state)).collect();
     let Some(mut ours) = each(linux, |task| Ok(task.state()?.letter()))? else { return Ok(UNTOLD.to_owned()) };
-    ours.remove(&1);
+    let mut wanted = BTreeMap::new();
+    for task in leaders(truth) {
+        let ran = ours.get(&task.tid) == Some(&'R') || task.state == 'R';
+        if task.tid == 1 || task.kernel && ran {
+            ours.remove(&task.tid);
+        } else {
+            wanted.insert(task.tid, task.state);
+        }
+    }
     equal(&ours, &wanted)
 }
 
@@ -296,18 +303,23 @@ fn symbols(linux: &Image<'_>, truth: &Truth) -> Outcome {
     let row = |symbol: vmi_core::Symbol<'_>| {
         (symbol.address.get(), symbol.kind, symbol.name.to_owned(), symbol.module.unwrap_or_default().to_owned())
     };
-    let mut ours: Vec<_> = linux.symbols().iter().map(row).collect();
-    ours.sort();
+    // What inference found out (of no kind) is not in the guest's own table.
+    let mut ours: Vec<_> = linux.symbols().iter().filter(|symbol| symbol.kind != b'?').map(row).collect();
     let mut wanted = truth.symbols();
-    let modules = wanted.iter().filter(|symbol| !symbol.3.is_empty()).count();
     let mut said = String::new();
     if told(linux.modules().collect::<Result<Vec<_>>>())?.is_none() {
+        let all = wanted.len();
         wanted.retain(|symbol| symbol.3.is_empty());
-        said = format!(", {modules} of modules {UNTOLD}");
-        // What inference found out is not in the guest's own table.
-        let known: BTreeSet<_> = wanted.iter().map(|symbol| &symbol.2).collect();
-        ours.retain(|symbol| known.contains(&symbol.2));
+        said = format!(", {} of modules {UNTOLD}", all - wanted.len());
     }
+    if linux.symbol_remarks().iter().any(|remark| remark.contains("export")) {
+        said = ", but for which symbols modules export".to_owned();
+        for symbol in ours.iter_mut().chain(&mut wanted).filter(|symbol| !symbol.3.is_empty()) {
+            symbol.1.make_ascii_lowercase();
+        }
+    }
+    ours.sort();
+    wanted.sort();
     if ours == wanted {
         return Ok(format!("{} equal{said}", wanted.len()));
     }

@@ -91,18 +91,18 @@ impl<'a> Types<'a> {
     fn id(&mut self, ty: &'a TypeRef<'_>) -> Result<TypeId, IsfError> {
         match ty {
             TypeRef::Base { name } => self.named(&name.0, |types| &mut types.bases),
-            TypeRef::Struct { name } => self.named(&name.0, |types| &mut types.structures),
-            TypeRef::Enum { name } => self.named(&name.0, |types| &mut types.enumerations),
-            TypeRef::Pointer { subtype } => {
-                let target = subtype.as_ref().map(|subtype| self.id(subtype)).transpose()?.unwrap_or(TypeId(0));
+            TypeRef::Structure { name } => self.named(&name.0, |types| &mut types.structures),
+            TypeRef::Enumeration { name } => self.named(&name.0, |types| &mut types.enumerations),
+            TypeRef::Pointer { target } => {
+                let target = target.as_ref().map(|target| self.id(target)).transpose()?.unwrap_or(TypeId(0));
                 self.once(target, |types| &mut types.pointers, Type::Pointer { target })
             }
-            TypeRef::Array { count, subtype } => {
-                let element = self.id(subtype)?;
+            TypeRef::Array { count, element } => {
+                let element = self.id(element)?;
                 self.once((element, *count), |types| &mut types.arrays, Type::Array { element, count: *count })
             }
-            TypeRef::Bitfield { ty, .. } => self.id(ty),
-            TypeRef::Function {} => match self.function {
+            TypeRef::Bitfield { of, .. } => self.id(of),
+            TypeRef::Function => match self.function {
                 Some(id) => Ok(id),
                 None => {
                     let id = self.add(Type::Function)?;
@@ -143,9 +143,7 @@ impl<'a> Types<'a> {
             let name = if field.anonymous == Some(true) { String::new() } else { name.to_string() };
             let start = field.offset.saturating_mul(8);
             let (bit_offset, bit_width) = match field.ty {
-                TypeRef::Bitfield { bit_length, bit_position, .. } => {
-                    (start.saturating_add(bit_position.into()), Some(bit_length))
-                }
+                TypeRef::Bitfield { position, width, .. } => (start.saturating_add(position.into()), Some(width)),
                 _ => (start, None),
             };
             members.push(Member { name, bit_offset, bit_width, ty });

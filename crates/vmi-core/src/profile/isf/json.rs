@@ -97,37 +97,58 @@ pub(super) struct Symbol<'a> {
 
 /// A type where it is used. `serde_json` refuses nesting beyond 128.
 #[derive(Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
+#[serde(try_from = "Flat<'a>", bound(deserialize = "'de: 'a"))]
 pub(super) enum TypeRef<'a> {
-    Base {
-        #[serde(borrow)]
-        name: Name<'a>,
-    },
-    #[serde(alias = "union", alias = "class")]
-    Struct {
-        #[serde(borrow)]
-        name: Name<'a>,
-    },
-    Enum {
-        #[serde(borrow)]
-        name: Name<'a>,
-    },
-    Pointer {
-        #[serde(borrow, default)]
-        subtype: Option<Box<TypeRef<'a>>>,
-    },
-    Array {
-        count: u64,
-        #[serde(borrow)]
-        subtype: Box<TypeRef<'a>>,
-    },
-    Bitfield {
-        bit_length: u32,
-        bit_position: u32,
-        #[serde(rename = "type", borrow)]
-        ty: Box<TypeRef<'a>>,
-    },
-    Function {},
+    Base { name: Name<'a> },
+    Structure { name: Name<'a> },
+    Enumeration { name: Name<'a> },
+    Pointer { target: Option<Box<TypeRef<'a>>> },
+    Array { count: u64, element: Box<TypeRef<'a>> },
+    Bitfield { position: u32, width: u32, of: Box<TypeRef<'a>> },
+    Function,
+}
+
+/// All that any kind of type may have: read without buffering, whatever the order.
+#[derive(Deserialize)]
+struct Flat<'a> {
+    #[serde(borrow)]
+    kind: Name<'a>,
+    #[serde(borrow, default)]
+    name: Option<Name<'a>>,
+    #[serde(borrow, default)]
+    subtype: Option<Box<TypeRef<'a>>>,
+    #[serde(rename = "type", borrow, default)]
+    of: Option<Box<TypeRef<'a>>>,
+    count: Option<u64>,
+    bit_position: Option<u32>,
+    bit_length: Option<u32>,
+}
+
+impl<'a> TryFrom<Flat<'a>> for TypeRef<'a> {
+    type Error = String;
+
+    fn try_from(flat: Flat<'a>) -> Result<Self, String> {
+        let kind = flat.kind.0;
+        let lacks = |what: &str| format!("a type of kind `{kind}` has no `{what}`");
+        let name = flat.name.ok_or_else(|| lacks("name"));
+        Ok(match &*kind {
+            "base" => Self::Base { name: name? },
+            "struct" | "union" | "class" => Self::Structure { name: name? },
+            "enum" => Self::Enumeration { name: name? },
+            "pointer" => Self::Pointer { target: flat.subtype },
+            "array" => Self::Array {
+                count: flat.count.ok_or_else(|| lacks("count"))?,
+                element: flat.subtype.ok_or_else(|| lacks("subtype"))?,
+            },
+            "bitfield" => Self::Bitfield {
+                position: flat.bit_position.ok_or_else(|| lacks("bit_position"))?,
+                width: flat.bit_length.ok_or_else(|| lacks("bit_length"))?,
+                of: flat.of.ok_or_else(|| lacks("type"))?,
+            },
+            "function" => Self::Function,
+            _ => return Err(format!("a type has the unknown kind `{kind}`")),
+        })
+    }
 }
 
 /// The value of a constant; those above `i64::MAX` keep their bits.

@@ -99,9 +99,7 @@ impl Isf {
         let io = |source| IsfError::Io { path: path.to_owned(), source };
         let mut bytes = Vec::new();
         std::fs::File::open(path).map_err(io)?.take(MAX_LEN.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
-        let mut isf = Self::parse(&bytes)?;
-        isf.origin = format!("symbol file {}", path.display());
-        Ok(isf)
+        Ok(Self::parse(&bytes)?.with_origin(path.display().to_string()))
     }
 
     /// Parses the bytes of a symbol file, packed with xz or not.
@@ -123,6 +121,13 @@ impl Isf {
             return Err(IsfError::TooLong { limit: MAX_LEN });
         }
         convert::isf(serde_json::from_slice(&unpacked)?)
+    }
+
+    /// Says where the file came from, for messages; `symbol file` unless told.
+    #[must_use]
+    pub fn with_origin(mut self, origin: impl Into<String>) -> Self {
+        self.origin = origin.into();
+        self
     }
 
     /// The symbols, moved by `slide`: for Linux the kernel's address-space randomisation, for Windows the address of the image, whose

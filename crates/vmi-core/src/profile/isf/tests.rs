@@ -77,6 +77,12 @@ fn what_is_not_a_symbol_file_is_refused() {
         &format!("{}0{}", r#"{"kind":"pointer","subtype":"#.repeat(100_000), "}".repeat(100_000)),
     );
     assert!(matches!(Isf::parse(deep.as_bytes()).unwrap_err(), IsfError::Json(_)), "nesting is bounded");
+    let refused = |from: &str, to: &str, why: &str| {
+        let error = Isf::parse(SMALL.replace(from, to).as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    refused(r#""count": 2, "#, "", "a type of kind `array` has no `count`");
+    refused(r#""kind": "function""#, r#""kind": "tensor""#, "a type has the unknown kind `tensor`");
     let missing = Isf::open("no/such/file").unwrap_err();
     assert!(missing.to_string().contains("no/such/file"));
 }

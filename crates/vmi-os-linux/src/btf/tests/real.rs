@@ -32,7 +32,7 @@ type Offset = (&'static str, &'static str, u64);
 /// Offsets read from these kernels' BTF by an independent program.
 const OFFSETS: [(&str, [Offset; 8]); 4] = [
     (
-        "Linux version 5.10.",
+        "Linux version 5.10.0-32-cloud-amd64 ",
         [
             ("task_struct", "pid", 17856),
             ("task_struct", "tasks", 15808),
@@ -45,7 +45,7 @@ const OFFSETS: [(&str, [Offset; 8]); 4] = [
         ],
     ),
     (
-        "Linux version 6.1.0-50-cloud-amd64",
+        "Linux version 6.1.0-50-cloud-amd64 ",
         [
             ("task_struct", "pid", 19328),
             ("task_struct", "tasks", 17536),
@@ -58,7 +58,7 @@ const OFFSETS: [(&str, [Offset; 8]); 4] = [
         ],
     ),
     (
-        "Linux version 6.12.",
+        "Linux version 6.12.117+deb12-cloud-amd64 ",
         [
             ("task_struct", "pid", 19456),
             ("task_struct", "tasks", 17792),
@@ -71,7 +71,7 @@ const OFFSETS: [(&str, [Offset; 8]); 4] = [
         ],
     ),
     (
-        "Linux version 7.2.",
+        "Linux version 7.2.13+deb14-cloud-amd64 ",
         [
             ("task_struct", "pid", 22464),
             ("task_struct", "tasks", 20800),

@@ -66,16 +66,18 @@ impl<'b> Addresses<'b> {
         // Behind the index: offsets, then their base.
         for align in [4, 8] {
             let at = tokens.end.next_multiple_of(align);
-            let base = pointer(at.saturating_add(offsets_len).next_multiple_of(pointer_size));
+            let base = at.saturating_add(offsets_len).checked_next_multiple_of(pointer_size).and_then(pointer);
             places.extend(base.into_iter().flat_map(relative).map(|encoding| with(at, encoding)));
             places.push(with(at, Encoding::PlaceRelative));
             places.push(with(at, Encoding::Absolute));
         }
         // Before the number of symbols: offsets, then their base; or addresses.
         if let Some(base_at) = names.count_at.checked_sub(pointer_size) {
-            let before = base_at.checked_sub(offsets_len).map(|at| at / pointer_size * pointer_size);
+            let before = base_at.checked_sub(offsets_len).and_then(|at| at.checked_sub(at.checked_rem(pointer_size)?));
             let base = pointer(base_at);
-            places.extend(base.into_iter().flat_map(relative).zip(before.into_iter().cycle()).map(|(encoding, at)| with(at, encoding)));
+            places.extend(
+                base.into_iter().flat_map(relative).zip(before.into_iter().cycle()).map(|(encoding, at)| with(at, encoding)),
+            );
         }
         if let Some(at) = names.count_at.checked_sub(names.count.saturating_mul(pointer_size)) {
             places.push(with(at, Encoding::Absolute));

@@ -65,7 +65,10 @@ impl<'b> Names<'b> {
     /// The names that end before `markers`.
     fn before(bytes: &'b [u8], markers: &Markers) -> Option<Self> {
         // The array may seem longer than it is, if what follows it happens to continue it.
-        (MIN_MARKERS..=markers.values.len()).rev().take(3).find_map(|len| Self::before_exactly(bytes, markers.at, markers.values.get(..len)?))
+        (MIN_MARKERS..=markers.values.len())
+            .rev()
+            .take(3)
+            .find_map(|len| Self::before_exactly(bytes, markers.at, markers.values.get(..len)?))
     }
 
     fn before_exactly(bytes: &'b [u8], end: usize, markers: &[u64]) -> Option<Self> {

@@ -29,11 +29,12 @@ pub(super) struct Token {
 impl Tokens {
     /// The table whose digits are at `digits`. The index follows it: for every token the offset of its string, in 16 bits.
     pub(super) fn locate(bytes: &[u8], digits: usize) -> Result<Self, Reject> {
-        let first = digits.checked_add(super::DIGITS.len()).ok_or(Reject::Index)?.next_multiple_of(4);
+        let behind = digits.checked_add(super::DIGITS.len()).and_then(|end| end.checked_next_multiple_of(4));
+        let first = behind.ok_or(Reject::Index)?;
         (first..first.saturating_add(REACH)).step_by(4).find_map(|index| Self::parse(bytes, digits, index)).ok_or(Reject::Index)
     }
 
-    fn parse(bytes: &[u8], digits: usize, index: usize) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8], digits: usize, index: usize) -> Option<Self> {
         let offset = |token: usize| u16_at(bytes, index.checked_add(token.checked_mul(2)?)?).map(usize::from);
         let digit = offset(usize::from(b'0'))?;
         if offset(0)? != 0 || offset(usize::from(b'1'))? != digit.checked_add(2)? {

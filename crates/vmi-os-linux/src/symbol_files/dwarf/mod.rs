@@ -60,7 +60,7 @@ pub enum DwarfError {
         source: gimli::Error,
     },
     /// A symbol name that is too long, or more names than any kernel has.
-    #[error("the symbol table has names of more than {limit} bytes in all, or one of more than 1024")]
+    #[error("the symbol table has names of more than {limit} bytes in all, or one of more than 4096")]
     SymbolNames {
         /// The bound in bytes.
         limit: usize,

@@ -1,0 +1,384 @@
+#!/usr/bin/env python3
+"""Writes the seeds of the fuzz targets into fuzz/corpus: small inputs that reach deep into each parser.
+
+Each is made from the description of its format, without the workspace's code. What a target must accept has a name that does not
+begin with `bad-`; a test checks that. Inputs that once made a target fail are kept by hand as `bad-...` or under a name of their
+own; this script leaves them alone. It needs gcc and objcopy for the ELF files with DWARF, and zstd.
+"""
+
+import gzip
+import json
+import lzma
+import pathlib
+import struct
+import subprocess
+import tempfile
+
+CORPUS = pathlib.Path(__file__).parent / "corpus"
+
+
+def put(target, name, data):
+    folder = CORPUS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+def pad(data, to):
+    return data + bytes(-len(data) % to)
+
+
+def u16(*values):
+    return struct.pack(f"<{len(values)}H", *values)
+
+
+def u32(*values):
+    return struct.pack(f"<{len(values)}I", *(value & 0xFFFFFFFF for value in values))
+
+
+def u64(*values):
+    return struct.pack(f"<{len(values)}Q", *(value & 0xFFFFFFFFFFFFFFFF for value in values))
+
+
+# Page tables: mode 0 to 3 is 32-bit, PAE, 4-level, 5-level.
+
+WALKS = {  # name: mode, root, address, {place in memory: entry}, size of memory
+    "4-level-4k": (2, 0, 0x8080604567, {8: 0x7, 24: 0x7, 32: 0x1007}, 0x2000),
+    "4-level-self": (2, 0, 0xFFFFFFFFFFFFF000, {0: 0x7, 0xFF8: 0x8000000000000003}, 0x1000),
+    "4-level-2m": (2, 0x1000, 0x200123, {0x1000: 0x2007, 0x2000: 0x3007, 0x3008: 0x80E7}, 0x4000),
+    "4-level-1g": (2, 0x1018, 0xFFFFFFFF80000123, {0x1FF8: 0x2063, 0x2FF0: 0xE3}, 0x3000),
+    "5-level-4k": (3, 0, 0x10, {0: 0x7}, 0x1000),
+    "5-level-self": (3, 0, 0xFFFFFFFFFFFFF000, {0: 0x7, 0xFF8: 0x3, 0x800: 0x83}, 0x1000),
+    "pae-4k": (1, 0x20, 0x12, {0x20: 0x1, 0: 0x7}, 0x200),
+    "pae-2m": (1, 0x20, 0xC0012345, {0x38: 0x1001, 0x1000: 0x80E3, 0x1008: 0x1023}, 0x2000),
+    "32-bit-4k": (0, 0, 0x12, {0: 0x7, 4: 0x1007}, 0x200),
+    "32-bit-4m": (0, 0, 0xC0012345, {0xC00: 0x20E3, 0xC04: 0x3, 0: 0x3}, 0x1000),
+}
+
+
+def machine(mode, root, at, entries, size):
+    memory = bytearray(size)
+    for place, entry in entries.items():
+        value = u64(entry) if mode else u32(entry)
+        memory[place : place + len(value)] = value
+    return bytes([mode]) + u64(root, at), bytes(memory)
+
+
+def paging():
+    for name, walk in WALKS.items():
+        head, memory = machine(*walk)
+        put("page_walk", name, head + memory)
+        put("mappings", name, head[:9] + u64(0) + memory)
+    put("mappings", "4-level-all-self", bytes([2]) + u64(0, 0) + u64(*[0x7] * 512))
+    put("mappings", "32-bit-all-large", bytes([0]) + u64(0, 0) + u32(*[0xE7 + (at << 22) for at in range(1024)]))
+
+
+def descriptors():
+    table = u64(0, 0x00AF9A000000FFFF, 0x00CF92000000FFFF, 0x00AFFA000000FFFF, 0x00008B0000100067, 0xFFFFFF00, 0x0000820000200007, 0)
+    gates = b"".join(u16(0x1234, 0x10, 0x8E00 + (at % 8), 0xFFFF) + u32(0xFFFFFFFF, 0) for at in range(8))
+    gates32 = b"".join(u16(0x1234, 0x10, 0xEE00 + (at % 16 << 8), 0xC000) for at in range(8))
+    for mode, name, content in [(2, "gdt", table), (2, "idt", gates), (0, "gdt-32", table), (1, "idt-32", gates32), (3, "idt-la57", gates)]:
+        head, memory = machine(mode, 0, 0x80, {0: 0x7}, 0x80)
+        put("descriptors", name, u16(len(content) - 1) + head + memory + content)
+
+
+# Images.
+
+
+def lime(start, data):
+    return b"EMiL" + u32(1) + u64(start, start + len(data) - 1, 0) + data
+
+
+def note(name, kind, data):
+    return u32(len(name) + 1, len(data), kind) + pad(name + b"\0", 4) + pad(data, 4)
+
+
+def elf(segments, wide=True, machine=62, extended=False):
+    """Segments are (kind, physical address, data, bytes in memory)."""
+    word = u64 if wide else u32
+    header_len, segment_len, section_len = (64, 56, 64) if wide else (52, 32, 40)
+    segments_at = header_len + (section_len if extended else 0)
+    out = b"\x7fELF" + bytes([2 if wide else 1, 1, 1]) + bytes(9) + u16(4, machine) + u32(1)
+    out += word(0, segments_at, header_len if extended else 0) + u32(0)
+    out += u16(header_len, segment_len, 0xFFFF if extended else len(segments), section_len, int(extended), 0)
+    if extended:
+        # sh_info of the first section holds the number of segments.
+        info = 44 if wide else 28
+        out += bytes(info) + u32(len(segments)) + bytes(section_len - info - 4)
+    at = segments_at + segment_len * len(segments)
+    for kind, address, data, memory_len in segments:
+        sizes = word(at, address, address, len(data), memory_len or len(data))
+        out += u32(kind) + (u32(7) if wide else b"") + sizes + (b"" if wide else u32(7)) + word(0)
+        at += len(data)
+    return out + b"".join(segment[2] for segment in segments)
+
+
+def qemu_cpu():
+    segment = u32(0x10, 0xFFFFF, 0xA09B00, 0) + u64(0)
+    state = u64(*range(18)) + segment * 8 + (u32(0, 0x7F, 0, 0) + u64(0xFFFFFE0000001000)) * 2
+    state += u64(0x80050033, 0, 0, 0x2A10001, 0x6F0)
+    return u32(1, 8 + len(state) + 8) + state + u64(0xFFFF888000000000)
+
+
+def virtualbox_cpu():
+    selector = u64(0) + u32(0xFFFFFFFF, 0xA09B) + u16(0x10, 0, 0, 0)
+    table = u64(0xFFFFFE0000001000) + u32(0x7F, 0)
+    return u64(*range(18)) + selector * 6 + u64(0x80050033, 0, 0x1000, 0x6F0) + u64(*[0] * 8) + table * 2 + selector * 2 + u64(*range(10))
+
+
+def images():
+    page = bytes(range(1, 65)) * 4
+    vmcoreinfo = note(b"VMCOREINFO", 0, b"OSRELEASE=6.1\nSYMBOL(swapper_pg_dir)=ffffffff82a10000\nNUMBER(phys_base)=0\n")
+    cores = {
+        "qemu": elf([(4, 0, note(b"CORE", 1, bytes(336)) + note(b"QEMU", 0, qemu_cpu()) * 2 + vmcoreinfo, 0), (1, 0, page, 0)]),
+        "virtualbox": elf([(4, 0, note(b"VBCORE", 0xB00, bytes(24)) + note(b"VBCPU", 0xB01, virtualbox_cpu()), 0), (1, 0x1000, page, 0)]),
+        "kdump": elf([(4, 0, note(b"CORE", 1, bytes(336)) + vmcoreinfo + bytes(12), 0), (1, 0x1000, page, 0), (1, 0x1010, page, 0)]),
+        "many-segments": elf([(1, 0x1000 * at, page[:16], 0) for at in range(1, 20)], extended=True),
+        "zero-tail": elf([(1, 0x1000, page, 0x100000), (1, 0x100000000, page, 0x2000)]),
+        "i386": elf([(4, 0, note(b"CORE", 1, bytes(144)), 0), (1, 0x1000, page, 0x1000)], wide=False, machine=3),
+        "i386-wide": elf([(4, 0, note(b"QEMU", 0, qemu_cpu()), 0), (1, 0x1000, page, 0)], machine=3),
+    }
+    for name, core in cores.items():
+        put("elf", name, core)
+    ranges = lime(0x1000, page) + lime(0, page[:100]) + lime(0x100000000, page)
+    put("lime", "ranges", ranges)
+    put("lime", "padded", ranges + bytes(500))
+    put("lime", "bad-overlap", lime(0x1000, page) + lime(0x1010, page))
+    put("raw", "mapped", b"0x0-0x100,0x2000-0x2100\n" + page * 2)
+    put("raw", "one", b"0x100000000-0x100000100\n" + page)
+    zstd = lambda data, *options: subprocess.run(["zstd", "-c", *options], input=data, stdout=subprocess.PIPE, check=True).stdout
+    tail = cores["zero-tail"] + bytes(9000)
+    put("packed", "gzip-elf", gzip.compress(cores["qemu"], mtime=0))
+    put("packed", "gzip-members", gzip.compress(ranges[:50], mtime=0) + gzip.compress(ranges[50:], 1, mtime=0))
+    put("packed", "gzip-stored", gzip.compress(ranges, 0, mtime=0))
+    put("packed", "zstd-elf", zstd(cores["qemu"], "-19"))
+    put("packed", "zstd-frames", u32(0x184D2A51, 4) + b"skip" + zstd(ranges[:50]) + zstd(ranges[50:], "-1", "--no-check"))
+    put("packed", "zstd-text", zstd(elf([(1, 0, (CORPUS.parent / "corpus.py").read_bytes()[:6000], 0)]), "-9"))
+    put("packed", "zstd-zeros", zstd(tail, "-3"))
+
+
+# kallsyms, as scripts/kallsyms.c of the kernel writes it.
+
+LAYOUTS = {  # order, addresses, pointer, marker, alignment, two-byte lengths
+    "4.5": ("addresses", "absolute", 8, 8, 8, False),
+    "4.6": ("addresses", "percpu", 8, 8, 8, False),
+    "4.20": ("addresses", "percpu", 8, 4, 8, False),
+    "4.5-32": ("addresses", "absolute", 4, 4, 4, False),
+    "4.9-32": ("addresses", "base", 4, 4, 4, False),
+    "6.2": ("seqs-between", "percpu", 8, 4, 8, True),
+    "6.4": ("names", "percpu", 8, 4, 8, True),
+    "6.4-32": ("names", "base", 4, 4, 4, True),
+    "6.15": ("names", "base", 8, 4, 8, True),
+    "7.0": ("names", "place", 8, 4, 4, True),
+}
+
+
+def kallsyms():
+    tokens = [bytes([code]) if 33 <= code < 127 else b"" for code in range(256)]
+    tokens[1], tokens[2], tokens[128], tokens[254] = b"Ta", b"ddb_", b"sys_long_token_string", b"\xc3\xa9"
+    for name, (order, kind, pointer, marker, align, two_bytes) in LAYOUTS.items():
+        kernel = 0xFFFFFFFF81000000 if pointer == 8 else 0xC1000000
+        start, count = kernel + 0x800000, 770
+        addresses = [at * 8 for at in range(8)] if kind == "percpu" else []
+        addresses += [kernel + 64 * at for at in range(count - len(addresses))]
+        pack = u64 if pointer == 8 else u32
+        tail = lambda out: pad(out + (pack(kernel) if kind in ("percpu", "base") else b""), align)
+
+        def places(out):
+            out = pad(out, align)
+            for address in addresses:
+                if kind == "absolute":
+                    out += pack(address)
+                elif kind == "place":
+                    out += u32(address - start - len(out))
+                elif kind == "base":
+                    out += u32(address - kernel)
+                else:
+                    out += u32(address if address < kernel else kernel - 1 - address)
+            return tail(pad(out, align) if kind != "absolute" else out)
+
+        seqs = b"".join(at.to_bytes(3, "big") for at in range(count))
+        out = places(b"") if order != "names" else b""
+        out = pad(pad(out, align) + count.to_bytes(marker, "little"), align)
+        names_at, markers = len(out), []
+        for at in range(count):
+            if at % 256 == 0:
+                markers.append(len(out) - names_at)
+            entry = bytes([1, 48 + at % 10]) if at % 100 else b"t" + bytes([128, 95]) * (80 if two_bytes else 8)
+            out += (bytes([0x80 | len(entry) & 0x7F, len(entry) >> 7]) if len(entry) > 127 else bytes([len(entry)])) + entry
+        out = pad(out, align) + b"".join(at.to_bytes(marker, "little") for at in markers)
+        out = pad(out, align)
+        if order == "seqs-between":
+            out = pad(out + seqs, align)
+        offsets, table = [], len(out)
+        for token in tokens:
+            offsets.append(len(out) - table)
+            out += token + b"\0"
+        out = pad(out, align) + u16(*offsets)
+        out = places(out) + seqs if order == "names" else out
+        put("kallsyms", name, bytes([0 if pointer == 8 else 1]) + u64(start) + out)
+
+
+# Types.
+
+
+def btf(header=24):
+    strings, types = bytearray(b"\0"), bytearray()
+
+    def name(text):
+        strings.extend(text.encode() + b"\0")
+        return len(strings) - 1 - len(text)
+
+    def record(text, kind, count, size, *extra, flag=0):
+        types.extend(u32(name(text) if text else 0, flag << 31 | kind << 24 | count, size, *extra))
+
+    record("int", 1, 0, 4, 1 << 24 | 32)  # 1
+    record("unsigned long", 1, 0, 8, 64)  # 2
+    record("", 2, 0, 6)  # 3: pointer to the structure
+    record("", 3, 0, 0, 1, 2, 16)  # 4: array
+    record("", 5, 2, 8, name("x"), 1, 0, name("y"), 2, 0)  # 5: anonymous union
+    record("list", 4, 4, 88, name("next"), 3, 0, 0, 5, 64, name("bits"), 1, 5 << 24 | 128, name("all"), 4, 192, flag=1)  # 6
+    record("colour", 6, 2, 4, name("RED"), 0xFFFFFFFF, name("BLUE"), 1, flag=1)  # 7
+    record("elsewhere", 7, 0, 0, flag=1)  # 8
+    for kind in (9, 10, 11):  # volatile, const, restrict: 9 to 11
+        record("", kind, 0, 6)
+    record("list_t", 8, 0, 6)  # 12
+    record("", 13, 2, 1, name("a"), 3, 0, 0)  # 13: function of variable arguments
+    record("walk", 12, 1, 13)  # 14
+    record("cpu_number", 14, 0, 1, 1)  # 15
+    record(".data..percpu", 15, 1, 4, 15, 64, 4)  # 16
+    record("double", 16, 0, 8)  # 17
+    record("tag", 17, 0, 6, 0)  # 18
+    record("user", 18, 0, 3)  # 19
+    record("wide", 19, 1, 8, name("W"), 5, 6)  # 20
+    layouts = b""
+    if header == 32:
+        layouts = bytes([0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0]) + bytes([0, 12, 0, 0] * 2) + bytes([0, 8, 0, 0]) + bytes(52) + bytes([4, 0, 0, 0])
+        record("", 20, 0, 0, 7)
+    sections = u32(0, len(types), len(types) + len(layouts), len(strings))
+    head = u16(0xEB9F) + bytes([1, 0]) + u32(header) + sections + (u32(len(types), len(layouts)) if header == 32 else b"")
+    return head + bytes(types) + layouts + bytes(strings)
+
+
+def type_files():
+    put("btf", "all-kinds", btf())
+    put("btf", "header-of-7.1", btf(32))
+    number = {"kind": "base", "name": "int"}
+    fields = {
+        "first": {"offset": 0, "type": number},
+        "low": {"offset": 4, "type": {"kind": "bitfield", "bit_position": 0, "bit_length": 3, "type": number}},
+        "unnamed": {"offset": 8, "anonymous": True, "type": {"kind": "union", "name": "unnamed_1"}},
+        "next": {"offset": 16, "type": {"kind": "pointer", "subtype": {"kind": "struct", "name": "outer"}}},
+        "all": {"offset": 24, "type": {"kind": "array", "count": 6, "subtype": {"kind": "array", "count": 2, "subtype": number}}},
+        "call": {"offset": 72, "type": {"kind": "pointer", "subtype": {"kind": "function"}}},
+    }
+    union = {"x": {"offset": 0, "type": number}, "y": {"offset": 0, "type": {"kind": "enum", "name": "colour"}}}
+    linux = {
+        "metadata": {"format": "6.2.0", "linux": {"symbols": []}},
+        "base_types": {
+            "int": {"size": 4, "signed": True, "kind": "int", "endian": "little"},
+            "pointer": {"size": 8, "signed": False, "kind": "int", "endian": "little"},
+        },
+        "user_types": {
+            "outer": {"size": 80, "kind": "struct", "fields": fields},
+            "unnamed_1": {"size": 8, "kind": "union", "fields": union},
+        },
+        "enums": {"colour": {"size": 4, "base": "int", "constants": {"RED": -1, "BLUE": 2**64 - 1}}},
+        "symbols": {
+            "init_task": {"address": 18446744071579000000, "type": {"kind": "struct", "name": "outer"}},
+            "linux_banner": {"address": 18446744071570000000, "constant_data": "TGludXggdmVyc2lvbiA2LjEKAA=="},
+            "cpu_number": {"address": 4096},
+        },
+    }
+    windows = linux | {"metadata": {"format": "4.1.0", "windows": {"pdb": {"GUID": "A" * 32, "age": 1, "database": "ntkrnlmp.pdb", "machine_type": 34404}}}}
+    put("isf", "linux", json.dumps(linux, indent=1).encode())
+    put("isf", "windows", json.dumps(windows).encode())
+    put("isf", "linux-xz", lzma.compress(json.dumps(linux).encode(), check=lzma.CHECK_CRC64))
+    put("isf", "linux-xz-crc32", lzma.compress(json.dumps(linux).encode(), check=lzma.CHECK_CRC32, preset=0))
+    lines = ["0000000000000000 A fixed_percpu_data", "ffffffff81000000 T _text", "ffffffff82001000 D init_task", "ffffffff83000000 B _end"]
+    modules = ["ffffffffc0400000 t init_module\t[dummy]", "ffffffffc0300000 t helper\t[loop]", "ffffffffc0400010 t cleanup_module\t[dummy]"]
+    put("system_map", "system.map", "\n".join(lines + [""]).encode())
+    put("system_map", "kallsyms", "\r\n".join(lines + modules).encode())
+    put("system_map", "32-bit", b"c1000000 T _text\nc1000040 t startup\nc1800000 R linux_banner\n")
+
+
+PROGRAM = """
+struct hidden;
+enum colour { RED = -3, GREEN, BLUE = 70000 };
+typedef const volatile struct inner { char c; short s[3]; } inner_t;
+struct outer {
+    inner_t named;
+    struct { int x; union { long y; struct { short z0, z1; }; }; };
+    unsigned a : 3, b : 7, : 4, c : 12;
+    int matrix[4][5];
+    enum colour colour;
+    struct hidden *hidden;
+    struct outer *next, *(*call)(struct outer *, int);
+    _Bool flag;
+    double number;
+    int flexible[];
+};
+const char linux_banner[] = "Linux version 6.1.0 (fuzz) #1\\n";
+struct outer *keep;
+inner_t *keep_inner;
+"""
+
+BUILDS = {
+    "dwarf-2": ["-gdwarf-2", "-gstrict-dwarf"],
+    "dwarf-4": ["-gdwarf-4"],
+    "dwarf-4-type-units": ["-gdwarf-4", "-fdebug-types-section"],
+    "dwarf-5": ["-gdwarf-5"],
+    "dwarf-5-packed": ["-gdwarf-5", "-gz"],
+    "dwarf-5-32-bit": ["-gdwarf-5", "-m32"],
+    "btf": ["-g0"],
+}
+
+
+def programs():
+    link = ["-nostdlib", "-static", "-no-pie", "-fno-pie", "-Wl,-e,0,--build-id=none,-z,noseparate-code,-z,max-page-size=16"]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "a.c").write_text(PROGRAM)
+        (folder / "btf").write_bytes(btf())
+        for name, flags in BUILDS.items():
+            subprocess.run(["gcc", *flags, *link, "-o", "out", "a.c"], cwd=folder, check=True)
+            if name == "btf":
+                subprocess.run(["objcopy", "--add-section", ".BTF=btf", "out"], cwd=folder, check=True)
+            put("dwarf", name, (folder / "out").read_bytes())
+
+
+# The demo image, changed.
+
+
+def scripts():
+    patch = lambda place, offset, data: u16(place, offset) + bytes([len(data)]) + data
+    for known in range(4):
+        put("attach", f"untouched-{known}", bytes([known]))
+        put("shape", f"untouched-{known}", bytes([known]))
+    # Objects and tables in their order; more than there are wrap around.
+    for first in range(0, 160, 20):
+        places = range(first, first + 20)
+        for word, value in {"null": u64(0), "self": u64(0xFFFFFFFF82000000), "ones": u64(-1)}.items():
+            script = b"".join(patch(place, 8 * (place % 7), value) for place in places)
+            put("attach", f"bad-{word}-{first}", bytes([3 - first // 20 % 2 * 2]) + script)
+            put("shape", f"bad-{word}-{first}", bytes([first // 20 % 4]) + script)
+    put("attach", "without-btf", bytes([1]) + patch(5, 0, bytes(4)))
+    put("attach", "bad-banner", bytes([0]) + patch(6, 0, b"Windows"))
+    put("attach", "bad-root", bytes([0]) + b"".join(patch(8, 8 * at, u64(-1)) for at in range(512)))
+
+
+def vmcoreinfo():
+    text = b"OSRELEASE=6.1.0\nSYMBOL(swapper_pg_dir)=ffffffff80000000\nNUMBER(phys_base)=%s\nNUMBER(pgtable_l5_enabled)=%s\n"
+    tables = u64(*[0] * 511, 0x1003) + u64(*[0] * 510, 0x83, 0)
+    note = text % (b"0", b"0")
+    put("vmcoreinfo", "4-level", u16(len(note)) + note + tables)
+    self_map = u64(*[0x3] * 510, 0x83, 0x3)
+    note = text % (b"-0", b"1")
+    put("vmcoreinfo", "5-level-self", u16(len(note)) + note + self_map)
+    note = b"OSRELEASE=5.10\nSYMBOL(swapper_pg_dir)=c0000000\n"
+    put("vmcoreinfo", "32-bit", u16(len(note)) + note + u32(*[0xE3 + (at << 22) for at in range(1024)]))
+    note += b"CONFIG_X86_PAE=y\n"
+    put("vmcoreinfo", "pae", u16(len(note)) + note + u64(1, 1, 1, 1) + u64(*[0xE3 + (at << 21) for at in range(4, 512)]))
+
+
+for make in (paging, descriptors, images, kallsyms, type_files, programs, scripts, vmcoreinfo):
+    make()

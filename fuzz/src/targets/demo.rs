@@ -1,0 +1,156 @@
+//! The demo image with places in it changed.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use vmi_arch_x86::X86;
+use vmi_core::{
+    Driver, GuestMapping, Liveness, MachineInfo, Memory, MemoryMap, PAGE_SIZE, PhysAddr, Piece, Region, Result, VirtAddr, Vmi,
+};
+use vmi_driver_file::ImageDriver;
+use vmi_os_linux::{Kernel, Linux};
+
+use super::head;
+
+const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/debian-6.12.raw.zst");
+
+/// Symbols of what is read first, and of what a list or ring begins with.
+const SYMBOLS: [&str; 16] = [
+    "kallsyms_token_index",
+    "kallsyms_token_table",
+    "kallsyms_names",
+    "kallsyms_markers",
+    "kallsyms_offsets",
+    "__start_BTF",
+    "linux_banner",
+    "init_task",
+    "init_top_pgt",
+    "level2_kernel_pgt",
+    "modules",
+    "btf_modules",
+    "bpf_kallsyms",
+    "printk_rb_static",
+    "_printk_rb_static_descs",
+    "_printk_rb_static_infos",
+];
+
+/// Pointers that are followed: from each object of a structure to what a member of it names.
+const POINTERS: [(&str, &str); 8] = [
+    ("task_struct", "real_cred"),
+    ("task_struct", "signal"),
+    ("mm_struct", "mm_mt.ma_root"),
+    ("mm_struct", "pgd"),
+    ("mm_struct", "exe_file"),
+    ("module", "kallsyms"),
+    ("mod_kallsyms", "symtab"),
+    ("mod_kallsyms", "strtab"),
+];
+
+/// A machine whose memory is the image's.
+pub struct Patched {
+    machine: MachineInfo,
+    mapping: GuestMapping,
+}
+
+impl Patched {
+    fn new(bytes: Arc<Vec<u8>>) -> Self {
+        let region = Region::new(PhysAddr::ZERO, bytes.len() as u64).expect("the demo image");
+        let mapping = GuestMapping::frozen(bytes, &[Piece { region, offset: 0 }]).expect("one piece");
+        let machine = MachineInfo {
+            name: "patched demo image".to_owned(),
+            memory: MemoryMap::new([region]),
+            liveness: Liveness::Frozen,
+            notes: Vec::new(),
+        };
+        Self { machine, mapping }
+    }
+}
+
+impl Driver for Patched {
+    type Arch = X86;
+
+    fn machine(&self) -> &MachineInfo {
+        &self.machine
+    }
+
+    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        self.mapping.read_into(at, buf)
+    }
+
+    fn mapping(&self) -> Option<&GuestMapping> {
+        Some(&self.mapping)
+    }
+}
+
+/// The image in memory, and where in it a change matters.
+struct Original {
+    bytes: Mutex<Arc<Vec<u8>>>,
+    kernel: Kernel,
+    places: Vec<PhysAddr>,
+}
+
+fn original() -> &'static Original {
+    static ORIGINAL: OnceLock<Original> = OnceLock::new();
+    ORIGINAL.get_or_init(|| {
+        let demo = Vmi::new(ImageDriver::open(IMAGE).expect("the demo image"));
+        let mut bytes = vec![0; demo.machine().memory.end().get() as usize];
+        demo.read_lossy(PhysAddr::ZERO, &mut bytes).expect("the demo image");
+        let linux = Linux::attach(&demo).expect("the demo image is Linux");
+        Original { bytes: Mutex::new(Arc::new(bytes)), places: places(&linux), kernel: linux.kernel().clone() }
+    })
+}
+
+/// The objects of the kernel, and what they point at.
+fn places(linux: &Linux<'_, ImageDriver>) -> Vec<PhysAddr> {
+    let space = linux.kernel_space();
+    let offset = |structure: &str, member: &str| linux.types().field(structure, member).expect("a member").offset;
+    let follow = |at: &VirtAddr, (structure, member): (&str, &str)| {
+        let target = space.read_pointer(at.checked_add(offset(structure, member))?).ok()?;
+        // The maple tree keeps the kind of a node in the low bits.
+        Some(VirtAddr::new(target.get() & !0xff)).filter(|target| !target.is_null())
+    };
+    let tasks: Vec<_> = linux.processes().filter_map(|task| Some(task.ok()?.address())).collect();
+    let spaces: Vec<_> = linux.processes().filter_map(|task| task.ok()?.mm().ok()?).collect();
+    let modules: Vec<_> = linux.modules().filter_map(|module| Some(module.ok()?.address())).collect();
+    let tables: Vec<_> = modules.iter().filter_map(|module| follow(module, ("module", "kallsyms"))).collect();
+    let objects = |structure: &str| match structure {
+        "task_struct" => &tasks,
+        "mm_struct" => &spaces,
+        "module" => &modules,
+        _ => &tables,
+    };
+    let symbols = SYMBOLS.iter().filter_map(|name| linux.symbols().address(name).ok());
+    let pointed = POINTERS.iter().flat_map(|&pair| objects(pair.0).iter().filter_map(move |at| follow(at, pair)));
+    let all = symbols.chain(tasks.iter().copied()).chain(spaces.iter().copied()).chain(modules.iter().copied()).chain(pointed);
+    all.filter_map(|at| Some(space.translate(at).ok()?.at)).collect()
+}
+
+/// Calls `look` with the machine that `script` makes of the demo image, and the kernel that it had before.
+///
+/// The script has patches of 2 bytes place, 2 bytes offset, 1 byte length, and the bytes. The place is the number of an object or table of
+/// the kernel, or, with the highest bit set, of any page.
+pub fn patched<T>(script: &[u8], look: impl FnOnce(&Vmi<Patched>, &Kernel) -> T) -> T {
+    let original = original();
+    let mut shared = original.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+    let bytes = Arc::get_mut(&mut shared).expect("no machine is left over it");
+    let mut undo: Vec<(usize, Vec<u8>)> = Vec::new();
+    let mut rest = script;
+    while let Some(([place, place_high, offset, offset_high, len], tail)) = head::<5>(rest) {
+        let (place, offset) = (u16::from_le_bytes([place, place_high]), u16::from_le_bytes([offset, offset_high]));
+        let at = match place.checked_sub(0x8000) {
+            Some(page) => u64::from(page) * PAGE_SIZE + u64::from(offset % 0x1000),
+            None => original.places[usize::from(place) % original.places.len()].get() + u64::from(offset),
+        } as usize;
+        let (patch, tail) = tail.split_at(tail.len().min(usize::from(len)));
+        rest = tail;
+        if let Some(target) = bytes.get_mut(at..at + patch.len()) {
+            undo.push((at, target.to_vec()));
+            target.copy_from_slice(patch);
+        }
+    }
+    let seen = look(&Vmi::new(Patched::new(Arc::clone(&shared))), &original.kernel);
+    let bytes = Arc::get_mut(&mut shared).expect("the machine is gone");
+    for (at, old) in undo.into_iter().rev() {
+        bytes[at..at + old.len()].copy_from_slice(&old);
+    }
+    seen
+}
