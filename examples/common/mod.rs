@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use vmi::file::{OpenOptions, RawMap};
 use vmi::linux::{Linux, discover, symbol_files};
@@ -86,7 +87,7 @@ impl Common {
     fn linux<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Linux<'v, AnyDriver>> {
         let mut options = discover::Options::default();
         for path in &self.symbols {
-            let file = symbol_files::open(path)?;
+            let file = symbol_files::open(path).with_context(|| format!("--symbols {}", path.display()))?;
             options.symbols = file.symbols.map(Arc::new).or(options.symbols);
             options.types = file.types.or(options.types);
         }
@@ -141,10 +142,19 @@ pub fn run(example: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(format_args!("{error:#}"));
+            complain(with_causes(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, but for those that it quotes itself.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |message, cause| match message.as_str() {
+        "" => cause,
+        _ if message.contains(&cause) => message,
+        _ => format!("{message}: {cause}"),
+    })
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

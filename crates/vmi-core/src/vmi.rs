@@ -90,12 +90,12 @@ impl<D: Driver> Vmi<D> {
         self.cache.counters()
     }
 
-    /// A read that the largest mapped region does not hold.
+    /// A read of anything but an aligned word of the largest mapped region.
     #[inline(never)]
-    fn read_elsewhere(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+    fn read_run(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
         if self.mapped {
             // What no region covers may still be readable through the driver: zero-filled parts, device memory.
-            return self.ram.read_by_region(at, buf).or_else(|_| self.driver.read(at, buf));
+            return self.ram.read_run(at, buf).or_else(|_| self.driver.read(at, buf));
         }
         match self.epoch() {
             Some(epoch) => self.cache.read(&self.driver, epoch, at, buf),
@@ -163,7 +163,7 @@ impl<D: Driver> Memory for Vmi<D> {
 
     #[inline]
     fn read_into(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
-        if self.ram.read_at_once(at, buf) { Ok(()) } else { self.read_elsewhere(at, buf) }
+        if self.ram.read_word(at, buf) { Ok(()) } else { self.read_run(at, buf) }
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {

@@ -30,24 +30,35 @@ fn prefetch(at: *const u8) {
     let _ = at;
 }
 
+/// A frozen run of at most so many bytes is copied by `memcpy`, which is fastest there and far from its slow path.
+pub(super) const SMALL: usize = 256;
+
+/// Copies a word of 1, 2, 4 or 8 bytes, in one access; other lengths copy nothing.
+///
+/// # Safety
+/// `src` is aligned to `dst.len()` and valid for a volatile read of that length. It may change meanwhile.
+#[inline(always)]
+pub(super) unsafe fn copy_word(src: *const u8, dst: &mut [u8]) {
+    let to = dst.as_mut_ptr();
+    // SAFETY: as the caller says; each branch moves `dst.len()` bytes.
+    unsafe {
+        match dst.len() {
+            1 => move_one::<u8>(src, to),
+            2 => move_one::<u16>(src, to),
+            4 => move_one::<u32>(src, to),
+            8 => move_one::<u64>(src, to),
+            _ => {}
+        }
+    }
+}
+
 /// Copies `dst.len()` bytes from `src`.
 ///
 /// # Safety
-/// `src` is valid for volatile reads of `dst.len()` bytes. Those bytes may change meanwhile.
-#[inline(always)]
+/// `src` is valid for volatile reads of `dst.len()` bytes. They may change meanwhile.
 pub(super) unsafe fn copy_volatile(src: *const u8, dst: &mut [u8]) {
-    let len = dst.len();
-    let to = dst.as_mut_ptr();
-    // SAFETY: each branch copies exactly `len` bytes, which the caller vouches for at `src` and the slice holds at `to`.
-    unsafe {
-        match len {
-            1 => move_one::<u8>(src, to),
-            2 if src.cast::<u16>().is_aligned() => move_one::<u16>(src, to),
-            4 if src.cast::<u32>().is_aligned() => move_one::<u32>(src, to),
-            8 if src.cast::<u64>().is_aligned() => move_one::<u64>(src, to),
-            _ => copy_run(src, to, len),
-        }
-    }
+    // SAFETY: the slice holds `dst.len()` bytes, and the caller vouches for as many at `src`.
+    unsafe { copy_run(src, dst.as_mut_ptr(), dst.len()) }
 }
 
 /// # Safety
@@ -60,7 +71,6 @@ unsafe fn move_one<T>(src: *const u8, dst: *mut u8) {
 
 /// # Safety
 /// `src` is valid for volatile reads of `len` bytes, `dst` for writes of `len` bytes.
-#[inline(never)]
 unsafe fn copy_run(mut src: *const u8, mut dst: *mut u8, mut len: usize) {
     /// One move of `T`, and on.
     macro_rules! step {

@@ -65,6 +65,8 @@ struct MappedRegion {
     start: u64,
     len: u64,
     host: *const u8,
+    /// How many words of 1, 2, 4 and 8 bytes the region holds; none if `host` is not aligned for all of them.
+    words: [u64; 4],
 }
 
 struct Shared {
@@ -81,7 +83,38 @@ unsafe impl Send for MappedRegion {}
 unsafe impl Sync for MappedRegion {}
 
 impl MappedRegion {
-    const NONE: Self = Self { start: 0, len: 0, host: core::ptr::null() };
+    const NONE: Self = Self { start: 0, len: 0, host: core::ptr::null(), words: [0; 4] };
+
+    /// # Safety
+    /// `host` is valid for volatile reads of the region's length for as long as the result is used.
+    unsafe fn new(region: Region, host: *const u8) -> Self {
+        let len = region.len();
+        let words = if host.cast::<u64>().is_aligned() { [len, len / 2, len / 4, len / 8] } else { [0; 4] };
+        Self { start: region.start().get(), len, host, words }
+    }
+
+    /// Fills `buf` if it has the length of a word that lies aligned in this region; else does nothing and says `false`.
+    ///
+    /// The hottest path of all, so bounds and alignment are one comparison: rotated by the size's logarithm, an offset that is not
+    /// a multiple of the size becomes larger than any number of words.
+    #[inline(always)]
+    fn read_word(&self, at: PhysAddr, buf: &mut [u8]) -> bool {
+        let offset = at.get().wrapping_sub(self.start);
+        let [bytes, halves, words, doubles] = self.words;
+        let within = match buf.len() {
+            1 => offset < bytes,
+            2 => offset.rotate_right(1) < halves,
+            4 => offset.rotate_right(2) < words,
+            8 => offset.rotate_right(3) < doubles,
+            _ => false,
+        };
+        if within {
+            // SAFETY: the comparison says that offset and length lie within the region, which is readable while `self` is used, and that
+            // the word is aligned, as the region is.
+            unsafe { copy::copy_word(self.host.wrapping_add(offset as usize), buf) };
+        }
+        within
+    }
 
     /// The host address of `len` bytes at `at`, if all of them are in this region.
     #[inline(always)]
@@ -112,7 +145,8 @@ impl GuestMapping {
                 .zip(usize::try_from(piece.region.len()).ok())
                 .and_then(|(offset, len)| bytes.get(offset..offset.checked_add(len)?))
                 .ok_or(PieceError::Beyond { piece: *piece, store: bytes.len() as u64 })?;
-            regions.push(MappedRegion { start: piece.region.start().get(), len: piece.region.len(), host: part.as_ptr() });
+            // SAFETY: `part` has the region's length and lives as long as the store, which the mapping keeps.
+            regions.push(unsafe { MappedRegion::new(piece.region, part.as_ptr()) });
         }
         regions.sort_by_key(|region| region.start);
         for pair in regions.windows(2) {
@@ -146,25 +180,17 @@ impl GuestMapping {
     /// [`ErrorKind::Hole`](crate::ErrorKind::Hole) at the first address that is not mapped; the bytes before it are good.
     #[inline(always)]
     pub fn read_into(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
-        if self.read_at_once(at, buf) { Ok(()) } else { self.read_by_region(at, buf) }
+        if self.read_word(at, buf) { Ok(()) } else { self.read_run(at, buf) }
     }
 
-    /// Fills `buf` if the largest region holds all of it; else does nothing and says `false`.
+    /// Fills `buf` if it is an aligned word of the largest region; else does nothing and says `false`.
     #[inline(always)]
-    pub(crate) fn read_at_once(&self, at: PhysAddr, buf: &mut [u8]) -> bool {
-        match self.largest.locate(at, buf.len()) {
-            Some(host) => {
-                // SAFETY: `locate` found all of `buf.len()` bytes in a region, and regions are readable while `self` lives.
-                unsafe { copy::copy_volatile(host, buf) };
-                true
-            }
-            None => false,
-        }
+    pub(crate) fn read_word(&self, at: PhysAddr, buf: &mut [u8]) -> bool {
+        self.largest.read_word(at, buf)
     }
 
-    /// A read that is not within the largest region: elsewhere, across regions, or into a hole.
-    #[cold]
-    pub(crate) fn read_by_region(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+    /// Fills `buf` region by region; see [`GuestMapping::read_into`].
+    pub(crate) fn read_run(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
         let mut done = 0usize;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let here = at.checked_add(done as u64).ok_or_else(|| crate::Address::out_of_range(at, rest.len()).after(done))?;
@@ -172,14 +198,23 @@ impl GuestMapping {
             let offset = here.get().wrapping_sub(region.start);
             let len = usize::try_from(region.len.wrapping_sub(offset)).unwrap_or(usize::MAX).min(rest.len());
             let (part, _) = rest.split_at_mut(len);
-            // SAFETY: `offset` is below the region's length and `len` at most what is left behind it.
-            unsafe { copy::copy_volatile(region.host.add(offset as usize), part) };
+            let host = region.host.wrapping_add(offset as usize);
+            match self.shared.liveness {
+                // SAFETY: `offset` is below the region's length and `len` at most what is left behind it; both ranges are readable while
+                // `self` lives. A frozen store does not change, and `part` is not part of it.
+                Liveness::Frozen if len <= copy::SMALL => unsafe { host.copy_to_nonoverlapping(part.as_mut_ptr(), len) },
+                // SAFETY: as above, but for memory that may change.
+                _ => unsafe { copy::copy_volatile(host, part) },
+            }
             done = done.saturating_add(len);
         }
         Ok(())
     }
 
     fn region_at(&self, at: PhysAddr) -> Option<MappedRegion> {
+        if self.largest.locate(at, 1).is_some() {
+            return Some(self.largest);
+        }
         let regions = &self.shared.regions;
         let index = regions.partition_point(|region| region.start <= at.get()).checked_sub(1)?;
         regions.get(index).copied().filter(|region| region.locate(at, 1).is_some())

@@ -27,7 +27,15 @@ pub enum Strategy {
 
 impl Strategy {
     /// All of them, in order of cost.
-    pub const ALL: [Self; 6] = [Self::GivenRoot, Self::Registers, Self::Note, Self::Trampoline, Self::VmCoreInfo, Self::Kallsyms];
+    pub const ALL: [Self; 7] = [
+        Self::GivenRoot,
+        Self::Registers,
+        Self::Note,
+        Self::Trampoline,
+        Self::VmCoreInfo,
+        Self::Kallsyms,
+        Self::Tasks,
+    ];
 }
 
 impl fmt::Display for Strategy {
