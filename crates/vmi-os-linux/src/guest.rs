@@ -4,12 +4,11 @@ use std::time::SystemTime;
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{
-    AddressSpace, Error, Guest, LogRecord, Memory, MemoryArea, Module, Process, Result, Rows, Symbols, Thread, Translation,
-    VirtAddr,
+    Error, Guest, LogRecord, Memory, MemoryArea, Module, Process, Result, Rows, Symbols, Thread, Translation, VirtAddr,
 };
 
 use crate::list::rows;
-use crate::{Linux, Task};
+use crate::{Linux, ProcessMemory, Task};
 
 /// `Some` of what could be read, `None` where this guest's types do not describe it.
 fn known<T>(read: Result<T>) -> Result<Option<T>> {
@@ -56,12 +55,10 @@ impl<D: X86Driver> Task<'_, '_, D> {
 }
 
 impl<'v, D: X86Driver> Linux<'v, D> {
-    /// The memory of a process, or of the kernel if `pid` is `None`.
-    fn with_space<T>(&self, pid: Option<u32>, read: impl FnOnce(&AddressSpace<'v, D>) -> Result<T>) -> Result<T> {
-        let Some(pid) = pid else { return read(&self.space) };
-        let space = self.process(pid)?.address_space()?;
+    /// The memory of a process.
+    fn process_memory(&self, pid: u32) -> Result<ProcessMemory<'v, D>> {
         let nothing = || Error::from(vmi_core::ErrorKind::NoObject { what: format!("user memory of process {pid}") });
-        read(&space.ok_or_else(nothing)?)
+        self.process(pid)?.memory()?.ok_or_else(nothing)
     }
 }
 
@@ -132,10 +129,16 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
     }
 
     fn translate(&self, pid: Option<u32>, at: VirtAddr) -> Result<Translation> {
-        self.with_space(pid, |space| space.translate(at))
+        match pid {
+            Some(pid) => self.process_memory(pid)?.translate(at),
+            None => self.space.translate(at),
+        }
     }
 
     fn read_virtual(&self, pid: Option<u32>, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
-        self.with_space(pid, |space| space.read_into(at, buf))
+        match pid {
+            Some(pid) => self.process_memory(pid)?.read_into(at, buf),
+            None => self.space.read_into(at, buf),
+        }
     }
 }

@@ -7,7 +7,7 @@ use vmi_arch_x86::X86Driver;
 use vmi_core::{AddressSpace, Error, ErrorKind, Memory, Paging, PhysAddr, Result, State, VirtAddr};
 
 use crate::list::{List, rows};
-use crate::{Linux, path};
+use crate::{Linux, ProcessMemory, path};
 
 /// More threads than a process can have; see `MAX_TASKS`.
 const MAX_THREADS: usize = 1 << 22;
@@ -182,7 +182,15 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
         self.linux.physical(self.linux.pointer(mm, self.linux.layout.mm.pgd)?).map(Some)
     }
 
-    /// Its memory; `None` if it has none of its own, see [`Task::mm`].
+    /// Its memory, pages included that it may not touch itself; `None` if it has none of its own, see [`Task::mm`].
+    ///
+    /// # Errors
+    /// As [`Task::pid`].
+    pub fn memory(&self) -> Result<Option<ProcessMemory<'v, D>>> {
+        Ok(self.address_space()?.map(ProcessMemory::new))
+    }
+
+    /// What the processor sees of its memory; `None` if it has none of its own, see [`Task::mm`].
     ///
     /// # Errors
     /// As [`Task::pid`].

@@ -19,7 +19,7 @@ const BANNER: &[u8] = b"Linux version ";
 const MAX_BANNER: usize = 1024;
 
 /// Digit runs in one image that are looked at.
-const MAX_TRIES: usize = 256;
+const MAX_TRIES: usize = 64;
 
 /// The kernel in `image`.
 pub(super) fn kernel<D: X86Driver>(vmi: &Vmi<D>, options: &Options, image: &KernelImage) -> Result<Kernel, Failure> {
@@ -115,7 +115,7 @@ fn find_symbols<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage) -> Result<(Symb
                     }
                     stale = Some(range.at.wrapping_add(hit as u64));
                 }
-                // Not even an index is the most common: keep what came closer.
+                // The piece that is missing last came closest.
                 Err(reject) => why = why.max(Some(reject)),
             }
         }

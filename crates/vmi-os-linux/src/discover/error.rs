@@ -27,15 +27,8 @@ pub enum Strategy {
 
 impl Strategy {
     /// All of them, in order of cost.
-    pub const ALL: [Self; 7] = [
-        Self::GivenRoot,
-        Self::Registers,
-        Self::Note,
-        Self::Trampoline,
-        Self::VmCoreInfo,
-        Self::Kallsyms,
-        Self::Tasks,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::GivenRoot, Self::Registers, Self::Note, Self::Trampoline, Self::VmCoreInfo, Self::Kallsyms, Self::Tasks];
 }
 
 impl fmt::Display for Strategy {
@@ -81,7 +74,7 @@ pub enum Failure {
         why: Option<crate::discover::kallsyms::Reject>,
     },
     /// No symbol table in memory.
-    #[error("no symbol table in memory; {places} places looked like part of one{}", .why.map(|why| format!(", but {why}")).unwrap_or_default())]
+    #[error("of {places} runs of digit tokens none belongs to a symbol table{}", .why.map(|why| format!(": {why}")).unwrap_or_default())]
     NoTable {
         /// Places with the digit tokens of a table.
         places: usize,

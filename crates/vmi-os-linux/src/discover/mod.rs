@@ -24,6 +24,7 @@ use std::sync::Arc;
 use candidates::Candidate;
 pub use error::{DiscoverError, Failure, Strategy};
 use image::KernelImage;
+use kallsyms::Reject;
 use scan::Hits;
 use vmi_arch_x86::{PagingMode, X86Driver};
 use vmi_core::{Note, PhysAddr, Symbols, TypeSource, Vmi};
@@ -31,7 +32,7 @@ use vmi_core::{Note, PhysAddr, Symbols, TypeSource, Vmi};
 use crate::Kernel;
 use crate::shape::{self, Hints};
 
-/// Symbol tables that are decoded; more are a trap.
+/// Symbol tables that are looked at; more are a trap.
 const MAX_TABLES: usize = 32;
 
 /// What the user knows already, and which strategies to use.
@@ -133,18 +134,18 @@ impl<D: X86Driver> Search<'_, D> {
         let mut tables = 0usize;
         for &at in digits {
             let table = match Candidate::read(self.vmi, at) {
-                Ok(table) => table,
-                Err(reject) => {
-                    if let Failure::NoTable { why, .. } = &mut furthest {
-                        // The piece that is missing last came closest.
-                        *why = (*why).max(Some(reject));
-                    }
-                    continue;
-                }
+                Err(Reject::Index) => continue,
+                table => table,
             };
-            match self.first_kernel(table.roots(self.vmi)) {
-                Ok(kernel) => return Ok(kernel),
-                Err(_) => furthest = Failure::Stale { at, why: "no page tables map it".to_owned() },
+            let failure = match table {
+                Ok(table) => match self.first_kernel(table.roots(self.vmi)) {
+                    Ok(kernel) => return Ok(kernel),
+                    Err(_) => Failure::Stale { at, why: "no page tables map it".to_owned() },
+                },
+                Err(reject) => Failure::NoTable { places: digits.len(), why: Some(reject) },
+            };
+            if failure.progress() >= furthest.progress() {
+                furthest = failure;
             }
             tables = tables.saturating_add(1);
             if tables >= MAX_TABLES {
@@ -171,16 +172,18 @@ impl<D: X86Driver> Search<'_, D> {
         self.first_of(&roots, |&(root, mode)| assemble::kernel(self.vmi, self.options, &KernelImage::map(self.vmi, root, mode)?))
     }
 
-    /// The first success, else the failure that got furthest.
+    /// The first success, else the first of the failures that got furthest.
     fn first_of<T>(&self, items: &[T], mut kernel: impl FnMut(&T) -> Result<Kernel, Failure>) -> Result<Kernel, Failure> {
-        let mut furthest = Failure::NotThere("nothing in memory looks like it");
+        let mut furthest: Option<Failure> = None;
         for item in items {
             match kernel(item) {
                 Ok(kernel) => return Ok(kernel),
-                Err(failure) if failure.progress() >= furthest.progress() => furthest = failure,
+                Err(failure) if furthest.as_ref().is_none_or(|furthest| failure.progress() > furthest.progress()) => {
+                    furthest = Some(failure);
+                }
                 Err(_) => {}
             }
         }
-        Err(furthest)
+        Err(furthest.unwrap_or(Failure::NotThere("nothing in memory looks like it")))
     }
 }

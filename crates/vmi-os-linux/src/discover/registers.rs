@@ -41,3 +41,18 @@ pub(super) fn readings(cr3: PhysAddr, mode: PagingMode) -> Vec<(PhysAddr, Paging
     }
     readings
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_half_comes_before_the_user_half() {
+        // Page-table isolation and a process-context identifier: the kernel's tables are the even page.
+        let user = PhysAddr::new(0x8000_0000_1234_5801);
+        let both = [0x1234_4000, 0x1234_5000].map(|root| (PhysAddr::new(root), PagingMode::Level4));
+        assert_eq!(readings(user, PagingMode::Level4), both);
+        assert_eq!(readings(PhysAddr::new(0x0121_59c0), PagingMode::Pae)[1].0, PhysAddr::new(0x0121_59c0));
+        assert_eq!(readings(PhysAddr::new(0x2000), PagingMode::Bits32).len(), 1);
+    }
+}

@@ -15,7 +15,7 @@ const CHUNK: u64 = 256 << 10;
 const MAX_HITS: usize = 64;
 
 /// Texts and runs of digits that are kept: a running guest has a few.
-const MAX_TEXTS: usize = 64;
+const MAX_TEXTS: usize = 16;
 const MAX_DIGITS: usize = 4096;
 
 /// How the name of a kernel's first task begins; kernels for several processors add `/0` (kernel: init/init_task.c, INIT_TASK_COMM, and

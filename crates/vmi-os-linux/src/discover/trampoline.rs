@@ -10,6 +10,9 @@ use vmi_core::{Memory, PAGE_SIZE, PhysAddr, Vmi};
 /// Real mode reaches this far.
 const END: u64 = 1 << 20;
 
+/// Pages that are tried: there is one such table.
+const MAX_ROOTS: usize = 16;
+
 /// Pages below 1 MiB that may be such tables: their last entry points at a table in memory.
 pub(super) fn roots<D: X86Driver>(vmi: &Vmi<D>) -> impl Iterator<Item = (PhysAddr, PagingMode)> {
     const PRESENT: u64 = 1;
@@ -22,5 +25,6 @@ pub(super) fn roots<D: X86Driver>(vmi: &Vmi<D>) -> impl Iterator<Item = (PhysAdd
             let last: u64 = vmi.read(root.wrapping_add(PAGE_SIZE.wrapping_sub(8))).unwrap_or_default();
             last & (PRESENT | PAGE_SIZE_BIT) == PRESENT && vmi.machine().memory.region_at(PhysAddr::new(last & FRAME)).is_some()
         })
+        .take(MAX_ROOTS)
         .flat_map(|root| [(root, PagingMode::Level4), (root, PagingMode::Level5)])
 }

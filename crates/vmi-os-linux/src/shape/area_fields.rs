@@ -36,12 +36,12 @@ pub(super) fn infer<D: X86Driver>(
         findings.missing("vm_area_struct", "vm_flags", Doubt::None);
         return None;
     };
-    let flags = only(areas, mm, width, |offset| all(areas, |area| is_flags(area, area.object.word(offset, width)?)));
+    let flags = only(areas, mm, width, |offset| most(areas, |area| is_flags(area, area.object.word(offset, width)?)));
     let kind = Kind::Number(width as u64);
     let flags = findings.record("vm_area_struct", "vm_flags", flags, kind).unwrap_or(mm);
     let file = only(areas, flags, width, |offset| {
         let Some(before) = offset.checked_sub(width) else { return false };
-        all(areas, |area| is_file(view, area, area.object.word(before, width)?, area.object.word(offset, width)?))
+        most(areas, |area| is_file(view, area, area.object.word(before, width)?, area.object.word(offset, width)?))
     });
     let file = findings.record("vm_area_struct", "vm_file", file, Kind::Pointer)?;
     findings.add("vm_area_struct", "vm_pgoff", file.saturating_sub(width), kind);
@@ -55,7 +55,7 @@ fn operations<D: X86Driver>(view: &View<'_, D>, areas: &[Area], file: usize, sym
     let width = view.width();
     let ops = file.saturating_sub(width.saturating_mul(2));
     let data = file.saturating_add(width);
-    let sound = all(areas, |area| {
+    let sound = most(areas, |area| {
         let ops = area.object.word(ops, width)?;
         Some(match area.purpose {
             Purpose::Code => view.pointer(ops).is_some(),
@@ -114,6 +114,19 @@ fn is_file<D: X86Driver>(view: &View<'_, D>, area: &Area, offset: u64, file: u64
         Purpose::Stack => file == 0 && offset != 0,
         Purpose::Other => file == 0 || view.pointer(file).is_some(),
     })
+}
+
+/// Whether all areas pass but an eighth of each purpose: programs may change how they are mapped.
+fn most(areas: &[Area], mut test: impl FnMut(&Area) -> Option<bool>) -> bool {
+    let mut counts = [(Purpose::Code, 0usize, 0usize), (Purpose::Heap, 0, 0), (Purpose::Stack, 0, 0), (Purpose::Other, 0, 0)];
+    for area in areas {
+        let passed = test(area) == Some(true);
+        for (_, all, failed) in counts.iter_mut().filter(|(purpose, ..)| *purpose == area.purpose) {
+            *all = all.saturating_add(1);
+            *failed = failed.saturating_add(usize::from(!passed));
+        }
+    }
+    counts.into_iter().all(|(_, all, failed)| failed <= all / 8)
 }
 
 fn all(areas: &[Area], mut test: impl FnMut(&Area) -> Option<bool>) -> bool {

@@ -17,9 +17,9 @@ use super::view::View;
 const FILE_SIZE: usize = 0x80;
 const DENTRY_SIZE: usize = 0xc0;
 /// Files that are judged at most.
-const MAX_FILES: usize = 256;
+const MAX_FILES: usize = 64;
 /// Dentries above a file, and mounts above a mount.
-const MAX_DEPTH: usize = 256;
+const MAX_DEPTH: usize = 128;
 /// The longest name (kernel: `NAME_MAX`).
 const MAX_NAME: u32 = 255;
 /// Offset of `d_dname` in `dentry_operations`, the tenth function (5.10 to 7.2).
@@ -62,6 +62,12 @@ struct Opened {
     dentry: Object,
 }
 
+/// Whether more than half of the files pass. Those that are in no directory (memory files, System V shared memory) have a name that is
+/// not in a path.
+fn most(opened: &[Opened], test: impl Fn(&Opened) -> bool) -> bool {
+    opened.iter().filter(|opened| test(opened)).count().saturating_mul(2) > opened.len()
+}
+
 /// What the files point at if `f_path` is at `path`: all can be read.
 fn opened<D: X86Driver>(view: &View<'_, D>, files: &[Object], path: usize) -> Option<Vec<Opened>> {
     let width = view.width();
@@ -93,7 +99,7 @@ impl Dentries {
                 pointed == Some(name.saturating_add(width.saturating_mul(2)) as u64)
             });
             inside.count().saturating_mul(2) > opened.len()
-                && opened.iter().all(|opened| Self { name, width }.topmost(view, opened.dentry.at).is_some())
+                && most(opened, |opened| Self { name, width }.topmost(view, opened.dentry.at).is_some())
         });
         Some(Self { name: name.ok()?, width })
     }
@@ -133,7 +139,7 @@ impl Dentries {
     /// Whether every file's dentry is below the root of its mounted file system.
     fn path_is_right<D: X86Driver>(self, view: &View<'_, D>, files: &[Object], path: usize) -> bool {
         opened(view, files, path).is_some_and(|opened| {
-            opened.iter().all(|opened| {
+            most(&opened, |opened| {
                 let root = view.pointer(opened.mount);
                 root.is_some_and(|root| self.topmost(view, opened.dentry.at).is_some_and(|above| above.contains(&root)))
             })
@@ -159,12 +165,12 @@ impl Dentries {
             Some(opened.dentry.word(offset, width)? == block)
         };
         let first = self.name.saturating_add(width.saturating_mul(3));
-        let block = only(first..DENTRY_SIZE, width, |offset| opened.iter().all(|opened| same(opened, offset) == Some(true)));
+        let block = only(first..DENTRY_SIZE, width, |offset| most(opened, |opened| same(opened, offset) == Some(true)));
         let Some(block) = findings.record("dentry", "d_sb", block, Kind::Pointer) else { return };
         let operations = block.saturating_sub(width);
         // Either there are none, or the tenth is none or a function named so, where symbols tell.
         let slot = D_DNAME.saturating_mul(width);
-        let sound = opened.iter().all(|opened| match opened.dentry.word(operations, width) {
+        let sound = most(opened, |opened| match opened.dentry.word(operations, width) {
             Some(0) => true,
             Some(at) => match at.checked_add(slot as u64).and_then(|at| view.pointer(at)) {
                 Some(0) => true,
@@ -186,7 +192,7 @@ impl Dentries {
 fn mounts<D: X86Driver>(view: &View<'_, D>, dentries: &Dentries, opened: &[Opened], findings: &mut Findings) {
     let width = dentries.width;
     let [parent, mountpoint, vfsmount] = [2usize, 3, 4].map(|index| index.saturating_mul(width));
-    let sound = opened.iter().all(|opened| {
+    let sound = most(opened, |opened| {
         let mut at = opened.mount.wrapping_sub(vfsmount as u64);
         for _ in 0..MAX_DEPTH {
             let Some(above) = view.pointer(at.wrapping_add(parent as u64)) else { return false };

@@ -44,6 +44,18 @@ impl Sample {
         self.objects.iter().all(|object| test(object) == Some(true))
     }
 
+    /// Whether nearly every object passes, the first three included: memory that was taken in the midst of a change holds some that do
+    /// not fit.
+    pub(super) fn most(&self, mut test: impl FnMut(&Object) -> Option<bool>) -> bool {
+        let mut failed = 0usize;
+        let allowed = self.objects.len() / 16;
+        self.objects.iter().enumerate().all(|(index, object)| {
+            let passed = test(object) == Some(true);
+            failed = failed.saturating_add(usize::from(!passed));
+            passed || index > 2 && failed <= allowed
+        })
+    }
+
     /// How many objects pass.
     pub(super) fn count(&self, mut test: impl FnMut(&Object) -> Option<bool>) -> usize {
         self.objects.iter().filter(|object| test(object) == Some(true)).count()

@@ -29,6 +29,9 @@ pub(super) struct TaskFields {
     pub(super) mm: Vec<usize>,
 }
 
+/// How much later than the next one a task may have been started, in nanoseconds.
+const SLACK: u64 = 100_000_000;
+
 /// Infers the members between `tasks` and `comm` that need no more than the tasks themselves.
 pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, findings: &mut Findings) -> TaskFields {
     let sample = &tasks.sample;
@@ -64,7 +67,7 @@ fn parents<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, leader: Option<usize
         return;
     };
     for (name, offset) in [("real_parent", tasks.real_parent), ("parent", tasks.real_parent.saturating_add(width))] {
-        let sound = tasks.sample.all(|task| Some(is_task(view, tasks, leader, task.word(offset, width)?)));
+        let sound = tasks.sample.most(|task| Some(is_task(view, tasks, leader, task.word(offset, width)?)));
         findings.record("task_struct", name, sound.then_some(offset).ok_or(Doubt::None), Kind::Pointer);
     }
 }
@@ -117,17 +120,18 @@ fn exit_state(sample: &Sample, mm: usize, end: usize) -> Result<usize, Doubt> {
     })
 }
 
-/// Two times in nanoseconds: none in swapper, never less than in the task before in the list (which is in the order of creation),
-/// and the second (which counts suspended time too) never less than the first.
+/// Two times in nanoseconds: none in swapper, never (but for what processors that make tasks at the same time differ) less than in
+/// the tasks before in the list, which is in the order of creation, and the second (which counts suspended time too) never less than the
+/// first.
 fn is_start_time(sample: &Sample, offset: usize) -> bool {
     let mut before = 0u64;
     let mut steps = 0usize;
     let ordered = sample.all(|task| {
         let start = task.u64(offset)?;
         let boot = task.u64(offset.checked_add(8)?)?;
-        let sound = start >= before && boot >= start;
+        let sound = start.saturating_add(SLACK) >= before && boot >= start;
         steps = steps.saturating_add(usize::from(start > before));
-        before = start;
+        before = before.max(start);
         Some(sound)
     });
     let swapper = sample.objects.first().and_then(|task| task.u64(offset));

@@ -32,7 +32,7 @@ pub(super) fn infer(sample: &Sample, mm: usize, findings: &mut Findings) {
     let flags = only(stack..stack.saturating_add(MAX_FLAGS), 4, |offset| is_flags(sample, mm, offset));
     findings.record("task_struct", "flags", flags, Kind::Number(4));
     // `state` was a `long` before 5.14 (kernel commit 2f064a59a11f), which in little endian starts with the same 4 bytes.
-    let state = only(0..stack, 4, |offset| is_state(sample, offset));
+    let state = only(0..stack, 4, |offset| is_state(sample, offset, stack));
     findings.record("task_struct", "__state", state, Kind::Number(4));
 }
 
@@ -59,12 +59,14 @@ fn is_flags(sample: &Sample, mm: usize, offset: usize) -> bool {
     first == [Some(true), Some(false), Some(true)] && agree.saturating_mul(8) >= sample.objects.len().saturating_mul(7)
 }
 
-/// State bits only; running in swapper, asleep in most, and idle in some worker.
-fn is_state(sample: &Sample, offset: usize) -> bool {
+/// State bits only; running in swapper, asleep in most, and idle in some worker or (before 4.14, when workers were not) right before
+/// `stack`.
+fn is_state(sample: &Sample, offset: usize, stack: usize) -> bool {
     let state = |task: &Object| task.u32(offset);
     let sound = sample.all(|task| Some(state(task)? & !STATE_BITS == 0 && state(task)? & ASLEEP != ASLEEP));
     let asleep = sample.count(|task| Some(state(task)? & ASLEEP != 0));
     let idle = sample.count(|task| Some(state(task)? == TASK_IDLE));
     let swapper = sample.objects.first().and_then(state);
-    sound && swapper == Some(0) && idle > 0 && asleep.saturating_mul(4) >= sample.objects.len().saturating_mul(3)
+    let adjacent = offset.saturating_add(sample.width) == stack;
+    sound && swapper == Some(0) && (idle > 0 || adjacent) && asleep.saturating_mul(4) >= sample.objects.len().saturating_mul(3)
 }

@@ -6,7 +6,7 @@
 use vmi_arch_x86::X86Driver;
 
 use super::findings::Findings;
-use super::sample::{Doubt, Object, only};
+use super::sample::{Doubt, Object, Sample, only};
 use super::task_list::COMM_LEN;
 use super::tasks::Tasks;
 use super::types::Kind;
@@ -28,16 +28,16 @@ pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, leader: usi
     let behind = tasks.comm.saturating_add(COMM_LEN);
     let mut place = None;
     let node = only(leader..tasks.comm, width, |node| {
-        if !sample.all(|task| is_node(view, task, node, width)) {
+        if !sample.most(|task| is_node(view, task, node, width)) {
             return false;
         }
         let signals = behind..behind.saturating_add(MAX_SIGNAL);
         let signal = only(signals, width, |signal| {
-            head(sample.objects.as_slice(), node, signal, width)
-                .is_some_and(|head| sample.all(|task| counts(view, task, node, signal, head, leader, width)))
+            head(sample, node, signal)
+                .is_some_and(|head| sample.most(|task| counts(view, task, node, signal, head, leader, width)))
         });
         if let Ok(signal) = signal {
-            place = head(sample.objects.as_slice(), node, signal, width).map(|head| (signal, head));
+            place = head(sample, node, signal).map(|head| (signal, head));
         }
         signal.is_ok()
     });
@@ -60,14 +60,14 @@ fn is_node<D: X86Driver>(view: &View<'_, D>, task: &Object, node: usize, width: 
     Some(next != here && view.pointer(next.checked_add(width as u64)?)? == here && view.pointer(prev)? == here)
 }
 
-/// How far in `signal_struct` the list head is, if it is the same in all tasks: the leader's node follows it.
-fn head(tasks: &[Object], node: usize, signal: usize, width: usize) -> Option<u64> {
-    let mut distances = tasks.iter().map(|task| {
-        let head = task.word(node.checked_add(width)?, width)?;
-        head.checked_sub(task.word(signal, width)?)
-    });
-    let distance = distances.next()??;
-    (HEADS.contains(&distance) && distances.all(|other| other == Some(distance))).then_some(distance)
+/// How far in `signal_struct` the list head is, if it is the same in nearly all tasks: the leader's node follows it.
+fn head(sample: &Sample, node: usize, signal: usize) -> Option<u64> {
+    let distance = |task: &Object| {
+        let head = task.word(node.checked_add(sample.width)?, sample.width)?;
+        head.checked_sub(task.word(signal, sample.width)?)
+    };
+    let first = sample.objects.first().and_then(distance)?;
+    (HEADS.contains(&first) && sample.most(|task| Some(distance(task)? == first))).then_some(first)
 }
 
 /// Whether as many threads as `nr_threads` says are in the list, all with this task as leader.

@@ -12,7 +12,7 @@ const MIN_MARKERS: usize = 4;
 /// Bytes between two markers: 256 names of 1 to 511 tokens, each with its length.
 const STEPS: core::ops::RangeInclusive<u64> = 2 * STRIDE as u64..=STRIDE as u64 * 513;
 
-/// Places that look like markers, tried before giving up.
+/// Places that look like markers, or like the start of the names, tried before giving up.
 const MAX_TRIES: usize = 64;
 
 /// Longest name with its type, in bytes: the kernel's KSYM_NAME_LEN is 512 since 6.1, and escapes take four bytes each.
@@ -77,16 +77,18 @@ impl<'b> Names<'b> {
         let lowest = highest.saturating_sub(usize::try_from(*STEPS.end()).ok()?);
         let full = markers.len().checked_mul(STRIDE)?;
         let counts = full.checked_sub(STRIDE)?.checked_add(1)?..=full;
-        (lowest..=highest).rev().filter(|start| start.is_multiple_of(4)).find_map(|start| {
-            // The number of symbols is followed by the names at the next multiple of 4 (32-bit kernels, and all from 7.0) or 8.
-            [4usize, 8].into_iter().find_map(|gap| {
-                let count_at = start.checked_sub(gap)?;
-                let count = usize::try_from(u32_at(bytes, count_at)?).ok().filter(|count| counts.contains(count))?;
-                // Both readings of lengths above 127 are tried; the markers decide.
-                [true, false].into_iter().find_map(|two_byte_lengths| {
-                    let names = Self { bytes, count_at, start, count, two_byte_lengths };
-                    names.agree(markers, end).then_some(names)
-                })
+        // The number of symbols is followed by the names at the next multiple of 4 (32-bit kernels, and all from 7.0) or 8.
+        let starts = (lowest..=highest).rev().filter(|start| start.is_multiple_of(4));
+        let places = starts.flat_map(|start| [4, 8].map(|gap| (start, start.checked_sub(gap))));
+        let plausible = places.filter_map(|(start, count_at)| {
+            let count = usize::try_from(u32_at(bytes, count_at?)?).ok()?;
+            counts.contains(&count).then_some((start, count_at?, count))
+        });
+        // Both readings of lengths above 127 are tried; the markers decide.
+        plausible.take(MAX_TRIES).find_map(|(start, count_at, count)| {
+            [true, false].into_iter().find_map(|two_byte_lengths| {
+                let names = Self { bytes, count_at, start, count, two_byte_lengths };
+                names.agree(markers, end).then_some(names)
             })
         })
     }
@@ -181,14 +183,18 @@ impl Markers {
     }
 
     fn of(size: usize, at: usize, end: usize, value: impl Fn(usize) -> Option<u64>) -> Option<Self> {
-        let mut values = vec![value(at).filter(|&first| first == 0)?];
+        let mut previous = value(at).filter(|&first| first == 0)?;
+        let mut values = Vec::new();
         for next in (at.checked_add(size)?..end).step_by(size).take(MAX_SYMBOLS / STRIDE) {
-            let previous = values.last().copied()?;
             match value(next) {
-                Some(value) if value.checked_sub(previous).is_some_and(|step| STEPS.contains(&step)) => values.push(value),
+                Some(value) if value.checked_sub(previous).is_some_and(|step| STEPS.contains(&step)) => {
+                    values.push(previous);
+                    previous = value;
+                }
                 _ => break,
             }
         }
+        values.push(previous);
         (values.len() >= MIN_MARKERS).then_some(Self { at, values })
     }
 }

@@ -1,6 +1,7 @@
-//! The objects of every lab guest against what the guest said of itself.
+//! Every lab guest, in every image format, against what the guest said of itself.
 //!
-//! `VMI_LAB_IMAGES` names the directory with one directory a guest; without it nothing is tested, and that is said.
+//! `VMI_LAB_IMAGES` names the directory with one directory a guest, as `cargo xtask lab` makes it; without it nothing is tested, and
+//! that is said. `VMI_LAB_ONLY` names one guest. The test prints a matrix: a row an image, a column a feature.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
 mod truth;
@@ -11,17 +12,38 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use truth::{Area, Stat, Truth};
-use vmi_core::{ErrorKind, Guest, Memory, Result, VirtAddr, Vmi};
-use vmi_driver_file::ImageDriver;
-use vmi_os_linux::Linux;
+use vmi::linux::Linux;
+use vmi::{AnyDriver, ErrorKind, Guest, Memory, Result, VirtAddr};
 
-type Image<'v> = Linux<'v, ImageDriver>;
+type Image<'v> = Linux<'v, AnyDriver>;
 
-/// How one feature compared: what to print, or why it is not equal.
+/// How one feature compared: what to say of it, or why it is not equal.
 type Outcome = Result<String, String>;
 
+/// What is compared, with the heading of its column.
+const FEATURES: [(&str, fn(&Image<'_>, &Truth) -> Outcome); 15] = [
+    ("processes", processes),
+    ("parents", parents),
+    ("states", states),
+    ("users", users),
+    ("started", start_times),
+    ("threads", threads),
+    ("cmdlines", command_lines),
+    ("environs", environments),
+    ("maps", memory_areas),
+    ("pages", known_pages),
+    ("modules", modules),
+    ("symbols", symbols),
+    ("log", kernel_log),
+    ("boot", boot_time),
+    ("modtypes", module_types),
+];
+
+/// The formats that the lab takes.
+const FORMATS: [&str; 3] = ["raw", "lime", "elf"];
+
 #[test]
-fn objects_equal_what_the_guests_said() {
+fn guests_are_what_they_said() {
     let Some(images) = std::env::var_os("VMI_LAB_IMAGES").map(PathBuf::from) else {
         println!("skipped: VMI_LAB_IMAGES names no directory with lab images");
         return;
@@ -35,53 +57,48 @@ fn objects_equal_what_the_guests_said() {
     guests.retain(|guest| only.as_ref().is_none_or(|only| guest.ends_with(only)));
     guests.sort();
     assert!(!guests.is_empty(), "no guest in {}", images.display());
-    let failures: usize = guests.iter().map(|guest| compare(guest)).sum();
+    let headings: Vec<_> = FEATURES.iter().map(|(name, _)| format!("{name:>9}")).collect();
+    println!("{:<26}{}", "guest and format", headings.concat());
+    let mut notes = String::new();
+    let failures: usize = guests.iter().map(|guest| compare(guest, &mut notes)).sum();
+    println!("\nnumber: so many compared and equal; ok: equal; -: not told by this kernel's types; DIFF: different\n{notes}");
     assert_eq!(failures, 0, "see above");
 }
 
-/// Prints how the guest compared, and returns how many features differ.
-fn compare(guest: &Path) -> usize {
+/// Prints a row of the matrix for each format, and returns how many features differ.
+fn compare(guest: &Path, notes: &mut String) -> usize {
     let truth = Truth::new(guest.join("truth"));
-    let vmi = Vmi::new(ImageDriver::open(guest.join("memory.raw")).unwrap());
-    let linux = match Linux::attach(&vmi) {
-        Ok(linux) => linux,
-        Err(error) => {
-            println!("{}: {error}", guest.display());
-            return 1;
-        }
-    };
-    println!("{}: {}", guest.file_name().unwrap().display(), Guest::version(&linux));
-    for remark in linux.remarks() {
-        println!("  remark: {remark}");
-    }
-    let features: [(&str, fn(&Image<'_>, &Truth) -> Outcome); 12] = [
-        ("processes", processes),
-        ("parents", parents),
-        ("states", states),
-        ("users", users),
-        ("start times", start_times),
-        ("threads", threads),
-        ("command lines", command_lines),
-        ("environments", environments),
-        ("memory areas", memory_areas),
-        ("known pages", known_pages),
-        ("modules", modules),
-        ("kernel log", kernel_log),
-    ];
+    let name = guest.file_name().unwrap().display().to_string();
     let mut failures = 0;
-    let mut report = |feature: &str, outcome: Outcome| match outcome {
-        Ok(said) => println!("  {feature}: {said}"),
-        Err(why) => {
-            failures += 1;
-            println!("  {feature}: DIFFERENT: {why}");
+    for format in FORMATS {
+        let vmi = vmi::open(guest.join(format!("memory.{format}"))).unwrap();
+        let mut row = format!("{:<26}", format!("{name} {format}"));
+        let linux = match Linux::attach(&vmi) {
+            Ok(linux) => linux,
+            Err(error) => {
+                println!("{row}no kernel");
+                writeln!(notes, "{name} {format}: {error}").unwrap();
+                failures += 1;
+                continue;
+            }
+        };
+        for (feature, compare) in FEATURES {
+            let cell = match compare(&linux, &truth) {
+                Ok(said) if said == UNTOLD => "-".to_owned(),
+                Ok(said) => said.split(' ').next().filter(|word| word.parse::<u64>().is_ok()).unwrap_or("ok").to_owned(),
+                Err(why) => {
+                    failures += 1;
+                    writeln!(notes, "{name} {format}: {feature}: {why}").unwrap();
+                    "DIFF".to_owned()
+                }
+            };
+            write!(row, "{cell:>9}").unwrap();
         }
-    };
-    for (feature, compare) in features {
-        report(feature, compare(&linux, &truth));
+        println!("{row}");
+        if format == FORMATS[0] {
+            linux.remarks().iter().for_each(|remark| writeln!(notes, "{name}: {remark}").unwrap());
+        }
     }
-    report("symbols", symbols(&linux, &truth));
-    report("boot time", boot_time(&linux, &truth));
-    report("module types", module_types(&linux, &truth));
     failures
 }
 
@@ -120,7 +137,7 @@ fn leaders(truth: &Truth) -> Vec<Stat> {
 /// A field of each process but kernel workers; `None` if the types do not tell it.
 fn each<T>(
     linux: &Image<'_>,
-    field: impl Fn(&vmi_os_linux::Task<'_, '_, ImageDriver>) -> Result<T>,
+    field: impl Fn(&vmi::linux::Task<'_, '_, AnyDriver>) -> Result<T>,
 ) -> Result<Option<BTreeMap<u32, T>>, String> {
     let mut fields = BTreeMap::new();
     for task in linux.processes() {
@@ -227,7 +244,7 @@ fn environments(linux: &Image<'_>, truth: &Truth) -> Outcome {
 }
 
 fn memory_areas(linux: &Image<'_>, truth: &Truth) -> Outcome {
-    let rights = |area: &vmi_core::MemoryArea| {
+    let rights = |area: &vmi::MemoryArea| {
         let flag = |on, letter| if on { letter } else { '-' };
         let shared = if area.shared { 's' } else { 'p' };
         [flag(area.read, 'r'), flag(area.write, 'w'), flag(area.execute, 'x'), shared].iter().collect()
@@ -251,16 +268,15 @@ fn memory_areas(linux: &Image<'_>, truth: &Truth) -> Outcome {
 /// Each 4-byte word of the witness's pages is its own address xor 0x5a5a5a5a.
 fn known_pages(linux: &Image<'_>, truth: &Truth) -> Outcome {
     let pid = truth.facts("witness")[0].1 as u32;
-    let space = linux.process(pid).and_then(|task| task.address_space()).map_err(|error| error.to_string())?;
-    let space = space.ok_or("the witness has no memory")?;
+    let memory = linux.process(pid).and_then(|task| task.memory()).map_err(|error| error.to_string())?;
+    let memory = memory.ok_or("the witness has no memory")?;
     let mut pages = 0;
     for (words, at) in truth.facts("page") {
-        let read = space.read_vec(VirtAddr::new(at), 4096);
+        let read = memory.read_vec(VirtAddr::new(at), 4096);
         match (words.as_str(), read) {
-            // What is not there, and what a program may not touch, is not present in its page tables.
-            ("absent rw" | "present none", Err(error)) if matches!(error.kind(), ErrorKind::Fault(_)) => {}
+            ("absent rw", Err(error)) if matches!(error.kind(), ErrorKind::Fault(_)) => {}
             ("zero rw", Ok(bytes)) if bytes.iter().all(|&byte| byte == 0) => {}
-            ("present r" | "present rw" | "huge rw" | "file rw", Ok(bytes))
+            ("present none" | "present r" | "present rw" | "huge rw" | "file rw", Ok(bytes))
                 if bytes.chunks(4).zip((at..).step_by(4)).all(|(word, at)| word == (at as u32 ^ 0x5a5a_5a5a).to_le_bytes()) => {}
             (words, read) => return Err(format!("{words} at {at:#x}: {:?}", read.map(|bytes| bytes[..16].to_vec()))),
         }
@@ -270,7 +286,7 @@ fn known_pages(linux: &Image<'_>, truth: &Truth) -> Outcome {
 }
 
 fn modules(linux: &Image<'_>, truth: &Truth) -> Outcome {
-    let row = |module: Result<vmi_core::Module>| {
+    let row = |module: Result<vmi::Module>| {
         let module = module?;
         Ok((module.name, module.size, module.references.unwrap_or(0), module.base.get()))
     };
@@ -300,7 +316,7 @@ fn kernel_log(linux: &Image<'_>, truth: &Truth) -> Outcome {
 }
 
 fn symbols(linux: &Image<'_>, truth: &Truth) -> Outcome {
-    let row = |symbol: vmi_core::Symbol<'_>| {
+    let row = |symbol: vmi::Symbol<'_>| {
         (symbol.address.get(), symbol.kind, symbol.name.to_owned(), symbol.module.unwrap_or_default().to_owned())
     };
     // What inference found out (of no kind) is not in the guest's own table.
