@@ -80,9 +80,14 @@ fn search(memory: &impl Memory<Addr = PhysAddr>, chunk: Region, pattern: &[u8]) 
     if let Err(error) = &read {
         bytes.truncate(error.done());
     }
-    let windows = bytes.windows(pattern.len()).enumerate();
-    let found = windows.filter(|(_, window)| window[0] == pattern[0] && *window == pattern);
-    Hits { found: found.map(|(offset, _)| chunk.start().wrapping_add(offset as u64)).collect(), read }
+    let finder = memchr::memmem::Finder::new(pattern);
+    let mut found = Vec::new();
+    let mut from = 0;
+    while let Some(offset) = finder.find(&bytes[from..]) {
+        found.push(chunk.start().wrapping_add((from + offset) as u64));
+        from += offset + 1; // matches may overlap
+    }
+    Hits { found, read }
 }
 
 /// Bytes of pairs of hexadecimal digits, apart or not.

@@ -33,6 +33,14 @@
 //! - [`file`](mod@file) holds the memory image formats, for reading and writing;
 //! - [`linux`] holds Linux guests: discovery, symbols, types, and the objects in depth.
 #![forbid(unsafe_code)]
+// The workspace's lint table is for libraries; in this package it would bind the examples too.
+#![deny(
+    missing_docs,
+    missing_debug_implementations,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod any_driver;

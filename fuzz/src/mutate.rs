@@ -53,35 +53,45 @@ impl Mutator {
 
     fn change(&mut self, bytes: &mut Vec<u8>, inputs: &[Vec<u8>]) {
         let at = self.below(bytes.len());
-        match self.next() % 8 {
+        match self.next() % 10 {
             0 if !bytes.is_empty() => bytes[at] ^= 1 << (self.next() % 8),
             1 if !bytes.is_empty() => bytes[at] = self.next() as u8,
             2 | 3 => {
-                let size = [1usize, 2, 4, 8][self.below(4)];
-                let number = INTERESTING[self.below(INTERESTING.len())].to_le_bytes();
-                if let Some(target) = bytes.get_mut(at..at + size) {
-                    target.copy_from_slice(&number[..size]);
-                }
+                let number = INTERESTING[self.below(INTERESTING.len())];
+                self.change_number(bytes, at, |_| number);
             }
-            4 => bytes.truncate(at),
-            5 => {
+            4 | 5 => {
+                let step = (self.next() % 33).wrapping_sub(16);
+                self.change_number(bytes, at, |number| number.wrapping_add(step));
+            }
+            6 => match self.below(4) {
+                0 => bytes.truncate(at),
+                _ => drop(bytes.drain(at..(at + self.below(256)).min(bytes.len()))),
+            },
+            7 => {
                 let len = self.below(64);
                 let inserted: Vec<u8> = (0..len).map(|_| self.next() as u8).collect();
                 bytes.splice(at..at, inserted);
             }
-            6 => {
-                let end = (at + self.below(256)).min(bytes.len());
-                bytes.drain(at..end);
-            }
             _ => {
-                // A piece of another input, or of this one, over what is here.
-                let index = self.below(inputs.len());
-                let other = &inputs[index];
+                // A piece of this input or another, over what is here or before it.
+                let other = if self.below(2) == 0 { bytes.clone() } else { inputs[self.below(inputs.len())].clone() };
                 let from = self.below(other.len());
                 let len = self.below(512).min(other.len() - from);
-                let end = (at + len).min(bytes.len());
+                let end = if self.below(4) == 0 { at } else { (at + len).min(bytes.len()) };
                 bytes.splice(at..end, other[from..from + len].iter().copied());
             }
+        }
+    }
+
+    /// Changes a number of 1, 2, 4 or 8 bytes, mostly at a multiple of its size.
+    fn change_number(&mut self, bytes: &mut [u8], at: usize, change: impl Fn(u64) -> u64) {
+        let size = 1usize << self.below(4);
+        let at = if self.below(4) == 0 { at } else { at - at % size };
+        if let Some(target) = bytes.get_mut(at..at + size) {
+            let mut number = [0; 8];
+            number[..size].copy_from_slice(target);
+            target.copy_from_slice(&change(u64::from_le_bytes(number)).to_le_bytes()[..size]);
         }
     }
 }

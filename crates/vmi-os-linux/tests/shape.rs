@@ -15,7 +15,7 @@ use vmi_os_linux::shape::{Hints, Inferred, infer};
 use vmi_os_linux::{Kernel, Linux, discover};
 
 /// What is inferred on every kernel of the lab, 32 and 64 bits wide, 5.10 to 7.2. (Modules, if any are loaded.)
-const ALWAYS: [(&str, &str); 34] = [
+const ALWAYS: [(&str, &str); 40] = [
     ("task_struct", "tasks.next"),
     ("task_struct", "comm"),
     ("task_struct", "pid"),
@@ -50,11 +50,23 @@ const ALWAYS: [(&str, &str); 34] = [
     ("vm_area_struct", "vm_flags"),
     ("vm_area_struct", "vm_pgoff"),
     ("vm_area_struct", "vm_file"),
+    ("vm_area_struct", "vm_ops"),
+    ("file", "f_path.dentry"),
+    ("dentry", "d_name.name"),
+    ("dentry", "d_op"),
+    ("mount", "mnt_parent"),
+    ("printk_ringbuffer", "text_data_ring.data"),
 ];
 
 /// What is inferred where modules are loaded.
-const MODULES: [(&str, &str); 5] =
-    [("module", "list"), ("module", "name"), ("module", "refcnt"), ("module", "kallsyms"), ("mod_kallsyms", "symtab")];
+const MODULES: [(&str, &str); 6] = [
+    ("module", "list"),
+    ("module", "name"),
+    ("module", "refcnt"),
+    ("module", "syms"),
+    ("module", "kallsyms"),
+    ("mod_kallsyms", "symtab"),
+];
 
 fn guests() -> Vec<PathBuf> {
     let Some(images) = std::env::var_os("VMI_LAB_IMAGES").map(PathBuf::from) else {

@@ -118,7 +118,7 @@ fn places(linux: &Linux<'_, ImageDriver>) -> Vec<PhysAddr> {
         "module" => &modules,
         _ => &tables,
     };
-    let symbols = SYMBOLS.iter().filter_map(|name| linux.symbols().address(name).ok());
+    let symbols = SYMBOLS.iter().map(|name| linux.symbols().address(name).expect(name));
     let pointed = POINTERS.iter().flat_map(|&pair| objects(pair.0).iter().filter_map(move |at| follow(at, pair)));
     let all = symbols.chain(tasks.iter().copied()).chain(spaces.iter().copied()).chain(modules.iter().copied()).chain(pointed);
     all.filter_map(|at| Some(space.translate(at).ok()?.at)).collect()
@@ -153,4 +153,10 @@ pub fn patched<T>(script: &[u8], look: impl FnOnce(&Vmi<Patched>, &Kernel) -> T)
         bytes[at..at + old.len()].copy_from_slice(&old);
     }
     seen
+}
+
+/// The number of the place of a symbol.
+#[cfg(test)]
+pub fn place_of(name: &str) -> u16 {
+    SYMBOLS.iter().position(|symbol| *symbol == name).expect("a symbol of the list") as u16
 }

@@ -78,3 +78,27 @@ fn look<D: X86Driver>(vmi: &Vmi<D>, kernel: Kernel) -> bool {
     let _ = (linux.symbols().len(), Guest::remarks(&linux), linux.boot_time());
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A patch of `bytes` at all of the first 8 KiB of a place.
+    fn over(place: u16, byte: u8) -> Vec<u8> {
+        let patch = |offset: u16| [&place.to_le_bytes()[..], &offset.to_le_bytes(), &[255], &[byte; 255]].concat();
+        (0..32).flat_map(|at| patch(at * 255)).collect()
+    }
+
+    /// What a script changes is seen, and gone with the next.
+    #[test]
+    fn patches_reach_the_kernel_and_are_undone() {
+        let of = |name| super::super::demo::place_of(name);
+        assert!(attach(&[3]));
+        assert!(!attach(&[&[3][..], &over(of("init_task"), 0)].concat()), "the first task has no name");
+        assert!(attach(&[3]));
+        assert!(!attach(&[&[1][..], &over(of("linux_banner"), 0)].concat()));
+        assert!(!attach(&[&[1][..], &over(of("init_top_pgt"), 0)].concat()));
+        assert!(shape(&[0]) && !shape(&[&[0][..], &over(of("init_task"), 0xff)].concat()));
+        assert!(attach(&[0]));
+    }
+}

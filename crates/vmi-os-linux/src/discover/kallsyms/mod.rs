@@ -35,7 +35,7 @@ pub const DIGITS: &[u8; 20] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x
 /// Symbols that a table may have. Real kernels have 0.05 to 0.3 million.
 const MAX_SYMBOLS: usize = 1 << 21;
 
-/// What a table may take before and behind its tokens, with [`MAX_SYMBOLS`] names of usual length.
+/// Bytes that a table may take before and behind its tokens: enough for two million names of usual length.
 pub const MAX_REACH: u64 = 48 << 20;
 
 /// A piece of a table that is not as it must be: why a place that looked like a symbol table is none.
