@@ -20,8 +20,10 @@ type Image<'v> = Linux<'v, AnyDriver>;
 /// How one feature compared: what to say of it, or why it is not equal.
 type Outcome = Result<String, String>;
 
+type Compare = fn(&Image<'_>, &Truth) -> Outcome;
+
 /// What is compared, with the heading of its column.
-const FEATURES: [(&str, fn(&Image<'_>, &Truth) -> Outcome); 15] = [
+const FEATURES: [(&str, Compare); 15] = [
     ("processes", processes),
     ("parents", parents),
     ("states", states),
