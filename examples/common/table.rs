@@ -51,7 +51,7 @@ impl Table {
                     self.out.write_all(b"\n")?; // the message is not to stand in the row's line
                 }
                 self.out.flush()?;
-                complain(error);
+                complain(format_args!("after {} rows: {error}", self.rows));
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use vmi_fuzz::TARGETS;
 
 /// Bytes of memory that this process may take in all, mapped files aside. An allocation beyond ends it.
-const MEMORY: u64 = 1 << 30;
+const MEMORY: u64 = 512 << 20;
 
 /// Replays and mutates the corpus of a fuzz target.
 #[derive(Parser)]
@@ -23,7 +23,7 @@ const MEMORY: u64 = 1 << 30;
   vmi-fuzz kallsyms --seconds 3600    one target for an hour
   vmi-fuzz elf --input crash.bin      one input, to see it fail
 
-An input that makes a target panic, take more than 10 seconds or allocate more than 1 GiB is kept in fuzz/artifacts/TARGET: under a
+An input that makes a target panic, take more than 10 seconds or take more than 512 MiB of memory is kept in fuzz/artifacts/TARGET: under a
 name of its own if it panics, else as `current`.")]
 struct Arguments {
     /// A target, or `all`; without one the targets are listed.

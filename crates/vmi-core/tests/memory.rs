@@ -210,8 +210,9 @@ fn a_cursor_writes_where_the_back_end_can() {
     assert_eq!(vmi.read_vec(PhysAddr::new(0x1000), 5).unwrap(), b"1234\0");
 }
 
+/// LibVMI flushes its translation cache under another key than it fills it with, so stale translations stay.
 #[test]
-fn a_write_or_a_new_epoch_forgets_pages_and_translations() {
+fn libvmi_6_a_write_forgets_pages_and_translations() {
     let vmi = Vmi::new(LiveDriver::<Flat>::new(image([vec![1; PAGE], vec![2; PAGE], vec![], vec![]]), Some(1)));
     let space = vmi.address_space(PhysAddr::ZERO, Flat);
     let at = VirtAddr::new(0x1000);
@@ -222,6 +223,47 @@ fn a_write_or_a_new_epoch_forgets_pages_and_translations() {
     vmi.write(PhysAddr::new(8), &0x3000u64.to_le_bytes()).unwrap();
     assert_eq!(space.read::<u8>(at).unwrap(), 2, "the page table changed under the caches");
     assert_eq!(space.walks(), 2);
+}
+
+/// vmi-rs keys its translation cache by byte address, so each byte of a page is a miss of its own.
+#[test]
+fn vmi_rs_translations_are_remembered_by_page() {
+    let vmi = counting();
+    let space = vmi.address_space(PhysAddr::ZERO, Flat);
+    for at in 0x1000..0x1800 {
+        space.read::<u8>(VirtAddr::new(at)).unwrap();
+    }
+    assert_eq!(space.walks(), 1);
+}
+
+/// LibVMI answers success with nothing done where a back end lacks a function; libmicrovmi panics.
+#[test]
+fn libvmi_10_what_a_back_end_lacks_is_an_error() {
+    let error = Error::unsupported(vmi_core::Capability::Vcpus, "raw image");
+    assert_eq!(error.to_string(), "raw image does not support vCPU registers");
+    assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::Unsupported);
+}
+
+/// libmicrovmi panics on writes that are not aligned or longer than a page.
+#[test]
+fn libmicrovmi_unaligned_write_over_pages() {
+    let vmi = Vmi::new(LiveDriver::<Flat>::new(vec![0; 4 * PAGE], Some(1)));
+    let data: Vec<u8> = (0..2 * PAGE + 5).map(|i| i as u8 | 1).collect();
+    vmi.write(PhysAddr::new(0xffd), &data).unwrap();
+    assert_eq!(vmi.read_vec(PhysAddr::new(0xffd), data.len()).unwrap(), data);
+    let error = vmi.write(PhysAddr::new(0x3ffe), &data).unwrap_err();
+    assert_eq!(error.done(), 2, "what was written before the end of memory");
+}
+
+/// memflow fills what it cannot read with zeros; its users, and libmicrovmi's driver over it, report all of it as read.
+#[test]
+fn memflow_padding_is_told() {
+    let vmi = machine([vec![1; PAGE], vec![2; PAGE], vec![3; PAGE], vec![4; PAGE]]);
+    let space = vmi.address_space(PhysAddr::ZERO, Flat);
+    let mut buf = vec![0xee; 2 * PAGE];
+    let error = space.read_into(VirtAddr::new(0x4000), &mut buf).unwrap_err();
+    assert_eq!(error.done(), PAGE);
+    assert_eq!(space.read_lossy(VirtAddr::new(0x4000), &mut buf).unwrap(), vec![PAGE..2 * PAGE; 1]);
 }
 
 #[test]

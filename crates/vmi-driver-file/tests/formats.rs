@@ -42,8 +42,9 @@ fn raw_is_what_nothing_else_is() {
     assert!(vmi.driver().vcpus().is_none());
 }
 
+/// LibVMI copies only the head of a memory map that it is given, and reads the ranges from beyond it.
 #[test]
-fn raw_with_a_map() {
+fn libvmi_4_raw_with_a_map() {
     let mut bytes = pattern(5, 4 * 4096);
     bytes[0] = 0;
     let options = || OpenOptions::new().raw_map("0x0-0x1000,0x100000000-0x100002000@0x2000".parse().unwrap());

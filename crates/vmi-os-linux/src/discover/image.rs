@@ -110,12 +110,15 @@ impl Range {
     }
 }
 
-/// `len` bytes at `at`: lent where memory is frozen and mapped, else copied, with zeros for what is absent. The caller bounds `len`.
+/// `len` bytes at `at`, fewer where memory ends: lent where memory is frozen and mapped, else copied, with zeros for what is absent.
+/// The caller bounds `len`.
 pub(super) fn bytes<D: X86Driver>(vmi: &Vmi<D>, at: PhysAddr, len: u64) -> Cow<'_, [u8]> {
-    let len = usize::try_from(len).unwrap_or_default();
-    if let Some(slice) = vmi.slice(at, len) {
+    if let Some(slice) = usize::try_from(len).ok().and_then(|len| vmi.slice(at, len)) {
         return Cow::Borrowed(slice);
     }
+    // Hostile page tables reach far beyond the memory there is. What a mapped source does not map reads as zeros.
+    let end = vmi.driver().mapping().map_or_else(|| vmi.machine().memory.end(), |mapping| mapping.memory_map().end());
+    let len = usize::try_from(len.min(end.get().saturating_sub(at.get()))).unwrap_or_default();
     let mut copy = vec![0; len];
     if let Err(error) = vmi.read_lossy(at, &mut copy) {
         tracing::warn!(%error, %at, len, "guest memory could not be read");

@@ -69,7 +69,7 @@ pub fn find<D: X86Driver>(vmi: &Vmi<D>) -> Result<Kernel, DiscoverError> {
 pub fn find_with<D: X86Driver>(vmi: &Vmi<D>, options: &Options) -> Result<Kernel, DiscoverError> {
     let search = Search { vmi, options, hits: OnceCell::new() };
     let mut attempts = Vec::new();
-    for &strategy in &options.strategies {
+    for &strategy in options.strategies.iter().filter(|&&strategy| strategy != Strategy::GivenRoot || options.root.is_some()) {
         match search.attempt(strategy) {
             Ok(mut kernel) => {
                 tracing::debug!(%strategy, root = %kernel.root, banner = kernel.banner, "kernel found");
