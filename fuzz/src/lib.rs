@@ -1,7 +1,14 @@
 //! Fuzz targets: one for every parser of bytes that a guest or a file controls.
 //!
 //! A target takes any bytes and must return: no panic, no long run, no large allocation. `cargo run -p vmi-fuzz --release -- all` replays
-//! and mutates the corpus on a stable toolchain; `fuzz/libfuzzer` has the same targets for cargo-fuzz.
+//! and mutates the corpus on a stable toolchain. `fuzz/libfuzzer` has the same targets for cargo-fuzz, which follows coverage:
+//!
+//! ```sh
+//! mkdir -p fuzz/libfuzzer/corpus/kallsyms # what it finds
+//! cargo +nightly fuzz run -s none --fuzz-dir fuzz/libfuzzer kallsyms fuzz/libfuzzer/corpus/kallsyms fuzz/corpus/kallsyms
+//! ```
+//!
+//! `fuzz/corpus.py` writes the seeds in `fuzz/corpus`. An input that made a target fail stays there too, once mended.
 
 mod targets;
 
