@@ -64,3 +64,8 @@ pub mod prelude {
 
     pub use crate::AnyDriver;
 }
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
