@@ -231,7 +231,7 @@ layout! {
         names: "strtab",
         kinds: "typetab",
     }
-    /// include/linux/export.h, later kernel/module/internal.h. With CONFIG_HAVE_ARCH_PREL32_RELOCATIONS (x86-64 since 4.19, commit
+    /// include/linux/export.h, later kernel/module/internal.h. With CONFIG_HAVE_ARCH_PREL32_RELOCATIONS (x86 since 4.19, commit
     /// 7290d5809571) the members are relative to themselves.
     export: ExportLayout = "kernel_symbol" {
         whole,
