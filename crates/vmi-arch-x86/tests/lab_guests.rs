@@ -12,29 +12,11 @@ use flate2::read::MultiGzDecoder;
 use vmi_arch_x86::{
     CodeMode, Descriptor, GateKind, Mapping, PageRun, PagingMode, Registers, Segment, SegmentAttributes, SegmentKind, Table, X86,
 };
-use vmi_core::{Driver, GuestMapping, Liveness, MachineInfo, MappedFile, Paging, PhysAddr, Piece, Region, Result, VirtAddr, Vmi};
+use vmi_core::synthetic::SyntheticDriver;
+use vmi_core::{GuestMapping, MappedFile, Paging, PhysAddr, Piece, Region, VirtAddr, Vmi};
 
 /// A raw image whose file offsets are guest-physical addresses.
-struct Image {
-    machine: MachineInfo,
-    mapping: GuestMapping,
-}
-
-impl Driver for Image {
-    type Arch = X86;
-
-    fn machine(&self) -> &MachineInfo {
-        &self.machine
-    }
-
-    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
-        self.mapping.read_into(at, buf)
-    }
-
-    fn mapping(&self) -> Option<&GuestMapping> {
-        Some(&self.mapping)
-    }
-}
+type Image = SyntheticDriver<X86>;
 
 struct Guest {
     name: String,
@@ -64,11 +46,9 @@ fn each_guest(check: impl Fn(&Guest)) {
         let truth = directory.join("truth");
         let region = Region::new(PhysAddr::ZERO, file.metadata().unwrap().len()).unwrap();
         let mapping = GuestMapping::frozen(Arc::new(MappedFile::new(&file).unwrap()), &[Piece { region, offset: 0 }]).unwrap();
-        let machine =
-            MachineInfo { name: name.clone(), memory: mapping.memory_map(), liveness: Liveness::Frozen, notes: Vec::new() };
         let registers = registers(&fs::read_to_string(truth.join("registers")).unwrap());
         let (mode, root) = (registers.paging_mode().unwrap(), registers.page_table_root().unwrap());
-        check(&Guest { name, truth, vmi: Vmi::new(Image { machine, mapping }), registers, mode, root });
+        check(&Guest { name, truth, vmi: Vmi::new(Image::over(mapping)), registers, mode, root });
         count += 1;
     }
     assert!(count > 0, "VMI_LAB_IMAGES names a directory without images");

@@ -31,7 +31,7 @@ impl Paging for Unpaged {
     }
 }
 
-/// A frozen machine whose memory is the given byte runs, mapped: the fast path.
+/// A frozen machine of byte runs or of any mapped memory: the fast path.
 #[derive(Debug)]
 pub struct SyntheticDriver<A: Architecture = Unpaged> {
     machine: MachineInfo,
@@ -57,7 +57,11 @@ impl<A: Architecture> SyntheticDriver<A> {
                 store.extend(bytes);
             }
         }
-        let mapping = GuestMapping::frozen(Arc::new(store), &pieces).unwrap_or_else(|_| GuestMapping::empty());
+        Self::over(GuestMapping::frozen(Arc::new(store), &pieces).unwrap_or_else(|_| GuestMapping::empty()))
+    }
+
+    /// A frozen machine whose memory is what `mapping` maps.
+    pub fn over(mapping: GuestMapping) -> Self {
         let machine = MachineInfo {
             name: "synthetic machine".to_owned(),
             memory: mapping.memory_map(),

@@ -3,9 +3,8 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vmi_arch_x86::X86;
-use vmi_core::{
-    Driver, GuestMapping, Liveness, MachineInfo, Memory, MemoryMap, PAGE_SIZE, PhysAddr, Piece, Region, Result, VirtAddr, Vmi,
-};
+use vmi_core::synthetic::SyntheticDriver;
+use vmi_core::{GuestMapping, Memory, PAGE_SIZE, PhysAddr, Piece, Region, VirtAddr, Vmi};
 use vmi_driver_file::ImageDriver;
 use vmi_os_linux::{Kernel, Linux};
 
@@ -46,39 +45,11 @@ const POINTERS: [(&str, &str); 8] = [
 ];
 
 /// A machine whose memory is the image's.
-pub struct Patched {
-    machine: MachineInfo,
-    mapping: GuestMapping,
-}
+pub type Patched = SyntheticDriver<X86>;
 
-impl Patched {
-    fn new(bytes: Arc<Vec<u8>>) -> Self {
-        let region = Region::new(PhysAddr::ZERO, bytes.len() as u64).expect("the demo image");
-        let mapping = GuestMapping::frozen(bytes, &[Piece { region, offset: 0 }]).expect("one piece");
-        let machine = MachineInfo {
-            name: "patched demo image".to_owned(),
-            memory: MemoryMap::new([region]),
-            liveness: Liveness::Frozen,
-            notes: Vec::new(),
-        };
-        Self { machine, mapping }
-    }
-}
-
-impl Driver for Patched {
-    type Arch = X86;
-
-    fn machine(&self) -> &MachineInfo {
-        &self.machine
-    }
-
-    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
-        self.mapping.read_into(at, buf)
-    }
-
-    fn mapping(&self) -> Option<&GuestMapping> {
-        Some(&self.mapping)
-    }
+fn machine(bytes: Arc<Vec<u8>>) -> Patched {
+    let region = Region::new(PhysAddr::ZERO, bytes.len() as u64).expect("the demo image");
+    Patched::over(GuestMapping::frozen(bytes, &[Piece { region, offset: 0 }]).expect("one piece"))
 }
 
 /// The image in memory, and where in it a change matters.
@@ -147,7 +118,7 @@ pub fn patched<T>(script: &[u8], look: impl FnOnce(&Vmi<Patched>, &Kernel) -> T)
             target.copy_from_slice(patch);
         }
     }
-    let seen = look(&Vmi::new(Patched::new(Arc::clone(&shared))), &original.kernel);
+    let seen = look(&Vmi::new(machine(Arc::clone(&shared))), &original.kernel);
     let bytes = Arc::get_mut(&mut shared).expect("the machine is gone");
     for (at, old) in undo.into_iter().rev() {
         bytes[at..at + old.len()].copy_from_slice(&old);

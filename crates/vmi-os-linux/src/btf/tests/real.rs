@@ -166,23 +166,3 @@ fn kernel_and_modules_are_found_in_memory() {
         }
     }
 }
-
-/// Run with `--release --ignored --nocapture`.
-#[test]
-#[ignore = "prints how long parsing takes"]
-fn time_of_parsing() {
-    for guest in guests() {
-        let bytes: Arc<[u8]> = truth(&guest).into();
-        let mut best = std::time::Duration::MAX;
-        let mut ask = std::time::Duration::MAX;
-        for _ in 0..20 {
-            let start = std::time::Instant::now();
-            let btf = Btf::parse(bytes.clone(), 8).unwrap();
-            best = best.min(start.elapsed());
-            let start = std::time::Instant::now();
-            field(&btf, "task_struct", "pid");
-            ask = ask.min(start.elapsed());
-        }
-        println!("{}: parse {best:?}, task_struct.pid {ask:?}", guest.file_name().unwrap().display());
-    }
-}
