@@ -56,7 +56,7 @@ pub(crate) fn test() -> Outcome {
     );
     let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
     steps.run_counted("test", cargo(&arguments).env("VMI_LAB_IMAGES", images()), TestOutput::line, TestOutput::counts);
-    // every interleaving of the translation cache's readers and writers; its own directory, for its flags rebuild everything
+    // interleavings of the translation cache's readers and writers; its own directory, for its flags rebuild everything
     let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
     steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
     static_checks(&mut steps);

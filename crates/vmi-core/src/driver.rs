@@ -84,8 +84,8 @@ pub trait Driver: Send + Sync {
     }
 
     /// Says whether memory holds still: two calls that return the same `Some` had no change of memory between them.
-    /// `None` means that it may change at any time, so nothing read from it may be remembered. A frozen source need not
-    /// implement this.
+    /// The number never falls. `None` means that memory may change at any time, so nothing read from it may be remembered. A frozen
+    /// source need not implement this.
     fn epoch(&self) -> Option<u64> {
         None
     }

@@ -3,7 +3,7 @@
 use crate::{Address, ErrorKind, Memory, PAGE_SIZE, Result};
 
 /// Reads pieces that end at page boundaries, so that a string just before an unmapped page is read, and nothing beyond
-/// the page of its terminator is touched. `pieces` gets the bytes so far and says how many of them the string has, once it knows.
+/// the page of its terminator is touched. `end` gets the bytes so far and says how many of them the string has, once it knows.
 fn read_until<M: Memory + ?Sized>(
     memory: &M,
     at: M::Addr,

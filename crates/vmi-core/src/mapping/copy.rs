@@ -1,10 +1,10 @@
 //! Copying out of memory that someone else may be writing.
 //!
 //! Guest RAM is shared with a running machine, so it is no `&[u8]`: each byte is loaded exactly once by a volatile load.
-//! An aligned run of 1, 2, 4 or 8 bytes is one load, so the guest's own aligned stores are seen whole. The loop
-//! moves 64 bytes a turn and never calls `memcpy`, whose `rep movsb` path is tens of times slower when the destination
-//! lies a few bytes ahead of the source modulo 4096 (glibc 2.36 on Zen 3: a page-aligned guest page copied to a heap
-//! buffer is just that case; the benchmark `copy` prints it).
+//! An aligned word of 1, 2, 4 or 8 bytes is one load, so the guest's own aligned stores are seen whole. The loop for longer runs
+//! moves 64 bytes a turn and does not call `memcpy`: on some processors its `rep movsb` path is many times slower when the destination
+//! lies a few bytes ahead of the source modulo 4096 (seen with glibc 2.36 on Zen 3), which is just what a guest page copied to a
+//! heap buffer is. `cargo bench` compares both at several alignments of the destination.
 
 #[cfg(target_arch = "x86_64")]
 use core::arch::x86_64::__m128i as Block;
@@ -14,8 +14,8 @@ type Block = u64;
 
 const BLOCK: usize = size_of::<Block>();
 
-/// How far ahead of the loads a long copy asks for memory: hardware does not look beyond the 4 KiB page that it reads. Measured
-/// on Zen 3: a copy of everything runs at 0.96 of `memcpy` with 2 KiB, at 0.91 with 512 bytes, at 0.83 without.
+/// How far ahead of the loads a long copy asks for memory: hardware does not look beyond the 4 KiB page that it reads.
+/// Half a page was faster than less, and than nothing, in the sequential rows of `cargo bench`.
 const AHEAD: usize = 2048;
 
 /// Asks for the cache line at `at`.
