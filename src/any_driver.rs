@@ -4,14 +4,15 @@ use core::fmt;
 
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Capability, Control, Driver, Error, GuestMapping, MachineInfo, PhysAddr, ReadOp, Result, VcpuId, Vcpus, WriteMemory,
+    Capability, Control, Driver, Error, EventSession, EventSource, GuestMapping, MachineInfo, PhysAddr, ReadOp, Result, VcpuId,
+    Vcpus, WriteMemory, WriteVcpus,
 };
 
 /// Whatever back end [`open`](crate::open()) chose: a tool that works on all of them names this one type.
 ///
 /// It claims every capability. What the back end behind it lacks fails with
 /// [`ErrorKind::Unsupported`](vmi_core::ErrorKind::Unsupported), which names the capability and the back end;
-/// [`Driver::vcpus`], [`Driver::write_memory`] and [`Driver::control`] tell beforehand.
+/// [`Driver::vcpus`], [`Driver::write_memory`] and their siblings tell beforehand.
 ///
 /// Reads of mapped memory do not come here (see [`Driver::mapping`]), so the indirection costs them nothing.
 pub struct AnyDriver(Box<dyn Driver<Arch = X86>>);
@@ -67,6 +68,14 @@ impl Driver for AnyDriver {
     fn control(&self) -> Option<&dyn Control<Arch = X86>> {
         self.0.control()
     }
+
+    fn write_vcpus(&self) -> Option<&dyn WriteVcpus<Arch = X86>> {
+        self.0.write_vcpus()
+    }
+
+    fn events(&self) -> Option<&dyn EventSource<Arch = X86>> {
+        self.0.events()
+    }
 }
 
 impl Vcpus for AnyDriver {
@@ -77,6 +86,18 @@ impl Vcpus for AnyDriver {
 
     fn registers(&self, vcpu: VcpuId) -> Result<Registers> {
         self.require(self.vcpus(), Capability::Vcpus)?.registers(vcpu)
+    }
+}
+
+impl WriteVcpus for AnyDriver {
+    fn set_registers(&self, vcpu: VcpuId, registers: &Registers) -> Result<()> {
+        self.require(self.write_vcpus(), Capability::WriteVcpus)?.set_registers(vcpu, registers)
+    }
+}
+
+impl EventSource for AnyDriver {
+    fn subscribe(&self) -> Result<Box<dyn EventSession<X86> + '_>> {
+        self.require(self.events(), Capability::Events)?.subscribe()
     }
 }
 
@@ -143,6 +164,8 @@ mod tests {
         lacks(vmi.write(PhysAddr::ZERO, b"x"), Capability::WriteMemory);
         lacks(vmi.pause().map(drop), Capability::Control);
         lacks(vmi.registers(VcpuId(0)).map(drop), Capability::Vcpus);
+        lacks(vmi.set_registers(VcpuId(0), &Registers::default()), Capability::WriteVcpus);
+        lacks(vmi.events().map(drop), Capability::Events);
         assert_eq!(vmi.driver().vcpu_count(), 0);
     }
 }

@@ -12,7 +12,7 @@ pub use paging::{Mapping, Mappings, PageRun, PageTableEntry, PageTableFlags, Pag
 pub use registers::{CodeMode, Registers, Table};
 pub use segment::{Segment, SegmentAttributes, SegmentKind, Segments};
 
-use vmi_core::{Architecture, Driver};
+use vmi_core::{Architecture, Driver, PhysAddr};
 
 /// The x86 architecture: 32- and 64-bit processors of Intel, AMD and others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +21,10 @@ pub struct X86;
 impl Architecture for X86 {
     type Registers = Registers;
     type Paging = PagingMode;
+
+    fn runs_on(registers: &Registers, root: PhysAddr) -> Option<bool> {
+        registers.runs_on(root)
+    }
 }
 
 /// A back end that shows x86 guests: a short name for the bound that the operating-system layers need.

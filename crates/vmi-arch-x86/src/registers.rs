@@ -109,6 +109,14 @@ impl Registers {
         self.cr3.map(PhysAddr::new)
     }
 
+    /// Whether CR3 points at the tables at `root`; the flags that CR3 carries below and above the address are left aside in both. `None` if
+    /// the source does not tell CR3.
+    pub fn runs_on(&self, root: PhysAddr) -> Option<bool> {
+        // Under PAE the four top entries are aligned to 32 bytes, else a table takes a page (Intel SDM, volume 3, table 5-3).
+        let mask = if self.paging_mode() == Some(PagingMode::Pae) { 0xffff_ffe0 } else { 0x000f_ffff_ffff_f000 };
+        self.cr3.map(|cr3| (cr3 ^ root.get()) & mask == 0)
+    }
+
     /// Whether long mode is active, be it for 64-bit or for compatibility code.
     ///
     /// EFER says so. A source without EFER (QEMU's ELF notes) is judged by what cannot be outside of long mode: 64-bit

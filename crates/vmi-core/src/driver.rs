@@ -2,11 +2,11 @@
 //!
 //! [`Driver`] is all that a back end must be. Each further ability is one small trait on top of it. A tool that
 //! names its back end as a type calls those abilities directly, and what the back end lacks does not compile. A tool that
-//! chooses its back end at run time asks the driver: [`Driver::vcpus`], [`Driver::control`], [`Driver::write_memory`].
+//! chooses its back end at run time asks the driver: [`Driver::vcpus`], [`Driver::control`], [`Driver::events`] and their siblings.
 
 use core::fmt;
 
-use crate::{Architecture, GuestMapping, MemoryMap, PhysAddr, Result};
+use crate::{Architecture, EventSource, GuestMapping, MemoryMap, PhysAddr, Result};
 
 /// What a back end says of the machine it shows.
 #[derive(Clone, Debug)]
@@ -104,6 +104,16 @@ pub trait Driver: Send + Sync {
     fn control(&self) -> Option<&dyn Control<Arch = Self::Arch>> {
         None
     }
+
+    /// Write access to vCPU registers, if this back end has it.
+    fn write_vcpus(&self) -> Option<&dyn WriteVcpus<Arch = Self::Arch>> {
+        None
+    }
+
+    /// Breakpoints, watchpoints and single steps, if this back end reports them.
+    fn events(&self) -> Option<&dyn EventSource<Arch = Self::Arch>> {
+        None
+    }
 }
 
 /// Number of a vCPU, counted from zero.
@@ -127,6 +137,16 @@ pub trait Vcpus: Driver {
     /// [`ErrorKind::NoObject`](crate::ErrorKind::NoObject) for a vCPU that does not exist, [`ErrorKind::Driver`](crate::ErrorKind::Driver) if the
     /// back end fails.
     fn registers(&self, vcpu: VcpuId) -> Result<<Self::Arch as Architecture>::Registers>;
+}
+
+/// A back end that sets vCPU registers. It also overrides [`Driver::write_vcpus`].
+pub trait WriteVcpus: Vcpus {
+    /// Sets the registers of one vCPU: those that `registers` tells and that differ from what the vCPU has. `None` in it leaves a register as it is.
+    /// The guest must stand still, else the vCPU may run on between reading and writing.
+    ///
+    /// # Errors
+    /// As [`Vcpus::registers`]; also if a register differs that this back end cannot set.
+    fn set_registers(&self, vcpu: VcpuId, registers: &<Self::Arch as Architecture>::Registers) -> Result<()>;
 }
 
 /// A back end that writes guest memory. It also overrides [`Driver::write_memory`].

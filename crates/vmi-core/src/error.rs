@@ -91,6 +91,14 @@ pub enum ErrorKind {
         /// The source that cannot do it.
         back_end: String,
     },
+    /// The machine is no more: the guest powered off, or its process ended.
+    #[error("{machine} is gone: {why}")]
+    Ended {
+        /// The machine.
+        machine: String,
+        /// How that is known.
+        why: String,
+    },
     /// The back end failed.
     #[error("{back_end}: {action}: {source}")]
     Driver {
@@ -113,6 +121,10 @@ pub enum Capability {
     Vcpus,
     /// Pausing and resuming the guest ([`Control`](crate::Control)).
     Control,
+    /// Setting vCPU registers ([`WriteVcpus`](crate::WriteVcpus)).
+    WriteVcpus,
+    /// Breakpoints, watchpoints and single steps ([`EventSource`](crate::EventSource)).
+    Events,
 }
 
 impl fmt::Display for Capability {
@@ -121,6 +133,8 @@ impl fmt::Display for Capability {
             Self::WriteMemory => "writing guest memory",
             Self::Vcpus => "vCPU registers",
             Self::Control => "pausing and resuming the guest",
+            Self::WriteVcpus => "setting vCPU registers",
+            Self::Events => "breakpoints and other events",
         })
     }
 }

@@ -15,6 +15,10 @@ pub struct Unpaged;
 impl Architecture for Unpaged {
     type Registers = ();
     type Paging = Self;
+
+    fn runs_on((): &(), _root: PhysAddr) -> Option<bool> {
+        None
+    }
 }
 
 impl Paging for Unpaged {

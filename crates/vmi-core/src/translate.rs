@@ -13,6 +13,10 @@ pub trait Architecture: Copy + fmt::Debug + Send + Sync + 'static {
     type Registers: Clone + fmt::Debug + Send + Sync + 'static;
     /// How virtual addresses become physical ones.
     type Paging: Paging;
+
+    /// Whether a vCPU with these registers runs on the page tables at `root`, flags below and above the address left aside; `None` if the registers do
+    /// not tell.
+    fn runs_on(registers: &Self::Registers, root: PhysAddr) -> Option<bool>;
 }
 
 /// A paging mode: turns a virtual address into a physical one by reading page tables.

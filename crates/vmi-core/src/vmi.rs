@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::page_cache::{PageCache, PageCacheCounters};
 use crate::{
-    AddressSpace, Architecture, Control, Driver, GuestMapping, Liveness, MachineInfo, Memory, PAGE_SIZE, PhysAddr, ReadOp,
-    Result, VcpuId, Vcpus, WriteMemory,
+    AddressSpace, Architecture, Control, Driver, EventSource, Events, GuestMapping, Liveness, MachineInfo, Memory, PAGE_SIZE,
+    PhysAddr, ReadOp, Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 /// Pages that a [`Vmi`] over a back end without mapped memory keeps at most, in bytes.
@@ -90,6 +90,11 @@ impl<D: Driver> Vmi<D> {
         self.cache.counters()
     }
 
+    /// The guest ran, or was written to: what was remembered of it is void.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// A read of anything but an aligned word of the largest mapped region.
     #[inline(never)]
     fn read_run(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
@@ -114,6 +119,26 @@ impl<D: Vcpus> Vmi<D> {
     }
 }
 
+impl<D: WriteVcpus> Vmi<D> {
+    /// Sets the registers of one vCPU. The guest must stand still: see [`Vmi::pause`].
+    ///
+    /// # Errors
+    /// As [`WriteVcpus::set_registers`].
+    pub fn set_registers(&self, vcpu: VcpuId, registers: &<D::Arch as Architecture>::Registers) -> Result<()> {
+        self.driver.set_registers(vcpu, registers)
+    }
+}
+
+impl<D: EventSource> Vmi<D> {
+    /// Opens an event session. The guest runs on, with no trap set.
+    ///
+    /// # Errors
+    /// As [`EventSource::subscribe`].
+    pub fn events(&self) -> Result<Events<'_, D>> {
+        Events::new(self)
+    }
+}
+
 impl<D: WriteMemory> Vmi<D> {
     /// Writes `data` to guest-physical memory at `at`. What was cached of the guest is forgotten.
     ///
@@ -121,7 +146,7 @@ impl<D: WriteMemory> Vmi<D> {
     /// As [`WriteMemory::write`].
     pub fn write(&self, at: PhysAddr, data: &[u8]) -> Result<()> {
         let written = self.driver.write(at, data);
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changed();
         written
     }
 }
@@ -145,7 +170,7 @@ pub struct Paused<'v, D: Control> {
 
 impl<D: Control> Drop for Paused<'_, D> {
     fn drop(&mut self) {
-        self.vmi.changes.fetch_add(1, Ordering::AcqRel);
+        self.vmi.changed();
         if let Err(error) = self.vmi.driver.resume() {
             tracing::error!(%error, machine = %self.vmi.machine().name, "the guest could not be resumed");
         }

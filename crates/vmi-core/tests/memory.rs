@@ -17,6 +17,10 @@ struct Flat;
 impl Architecture for Flat {
     type Registers = ();
     type Paging = Self;
+
+    fn runs_on((): &(), _root: PhysAddr) -> Option<bool> {
+        None
+    }
 }
 
 impl Paging for Flat {

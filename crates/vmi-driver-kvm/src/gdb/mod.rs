@@ -1,0 +1,1 @@
+//! The gdb remote serial protocol, as QEMU speaks it.

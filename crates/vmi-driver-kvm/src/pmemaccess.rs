@@ -1,0 +1,1 @@
+//! The `pmemaccess` socket of a patched QEMU.
