@@ -28,6 +28,12 @@ pub enum ErrorKind {
         /// The first address that could not be read.
         at: PhysAddr,
     },
+    /// Guest-physical memory that can be read but not written: a ROM, or RAM to which this source has no write access.
+    #[error("guest-physical memory at {at} cannot be written: it is a ROM or open for reading only")]
+    ReadOnly {
+        /// The first address that could not be written.
+        at: PhysAddr,
+    },
     /// A virtual address that the guest's page tables do not map.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -173,6 +179,12 @@ impl Error {
     #[cold]
     pub fn hole(at: PhysAddr) -> Self {
         ErrorKind::Hole { at }.into()
+    }
+
+    /// Guest-physical memory that cannot be written.
+    #[cold]
+    pub fn read_only(at: PhysAddr) -> Self {
+        ErrorKind::ReadOnly { at }.into()
     }
 
     /// A capability that the back end lacks.

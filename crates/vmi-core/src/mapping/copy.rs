@@ -1,4 +1,4 @@
-//! Copying out of memory that someone else may be writing.
+//! Copying out of and into memory that someone else may be using.
 //!
 //! Guest RAM is shared with a running machine, so it is no `&[u8]`: each byte is loaded exactly once by a volatile load.
 //! An aligned word of 1, 2, 4 or 8 bytes is one load, so the guest's own aligned stores are seen whole. The loop for longer runs
@@ -59,6 +59,35 @@ pub(super) unsafe fn copy_word(src: *const u8, dst: &mut [u8]) {
 pub(super) unsafe fn copy_volatile(src: *const u8, dst: &mut [u8]) {
     // SAFETY: the slice holds `dst.len()` bytes, and the caller vouches for as many at `src`.
     unsafe { copy_run(src, dst.as_mut_ptr(), dst.len()) }
+}
+
+/// Copies `src` to `dst` by volatile stores, each byte once, in words as large as the alignment of `dst` allows: an aligned
+/// word of 1, 2, 4 or 8 bytes is one store.
+///
+/// # Safety
+/// `dst` is valid for volatile writes of `src.len()` bytes. Others may read and write them meanwhile.
+pub(super) unsafe fn store_volatile(src: &[u8], mut dst: *mut u8) {
+    let mut rest = src;
+    /// One store of `$t`, and on, if there is enough left and `dst` is aligned.
+    macro_rules! store {
+        ($t:ty) => {
+            if dst.cast::<$t>().is_aligned()
+                && let Some((word, tail)) = rest.split_first_chunk::<{ size_of::<$t>() }>()
+            {
+                // SAFETY: `dst` is aligned, and of the bytes that the caller vouches for as many are left as `rest` has.
+                unsafe { dst.cast::<$t>().write_volatile(<$t>::from_ne_bytes(*word)) };
+                dst = dst.wrapping_add(size_of::<$t>());
+                rest = tail;
+                continue;
+            }
+        };
+    }
+    while !rest.is_empty() {
+        store!(u64);
+        store!(u32);
+        store!(u16);
+        store!(u8);
+    }
 }
 
 /// # Safety
@@ -135,6 +164,20 @@ unsafe fn copy_run(mut src: *const u8, mut dst: *mut u8, mut len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stores_of_every_length_and_alignment() {
+        let source: Vec<u8> = (0..200u32).map(|i| (i * 7) as u8).collect();
+        for to in 0..17 {
+            for len in (0..40).chain([63, 64, 65, 150]) {
+                let mut out = vec![0xee; to + len + 8];
+                // SAFETY: `to + len` is within `out`.
+                unsafe { store_volatile(&source[3..3 + len], out.as_mut_ptr().add(to)) };
+                assert_eq!(out[to..to + len], source[3..3 + len], "to {to} len {len}");
+                assert!(out[..to].iter().chain(&out[to + len..]).all(|&b| b == 0xee));
+            }
+        }
+    }
 
     #[test]
     fn every_length_and_alignment() {

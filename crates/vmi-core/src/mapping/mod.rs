@@ -5,6 +5,7 @@
 //! is lent out as a slice only if it does not change.
 
 mod copy;
+mod live;
 
 use core::fmt;
 use std::any::Any;
@@ -13,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::{Error, Liveness, MemoryMap, PhysAddr, Region, Result};
+pub use live::{LivePiece, SharedRam};
 
 /// A file mapped into memory for reading.
 ///
@@ -67,6 +69,8 @@ struct MappedRegion {
     host: *const u8,
     /// How many words of 1, 2, 4 and 8 bytes the region holds; none if `host` is not aligned for all of them.
     words: [u64; 4],
+    /// Whether `host` may be written through: live memory that is mapped for it.
+    writable: bool,
 }
 
 struct Shared {
@@ -76,21 +80,23 @@ struct Shared {
     _keep_alive: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the pointers are only read through, by volatile loads or, where memory is frozen, as shared slices. What they
-// point at stays mapped as long as `_keep_alive` lives, whichever thread drops it.
+// SAFETY: frozen memory is only read through the pointers, by volatile loads or as shared slices. Live memory is read and written by
+// volatile accesses and never lent out; it belongs to another process that writes it at any time anyway. What the pointers point at stays
+// mapped as long as `_keep_alive` lives, whichever thread drops it.
 unsafe impl Send for MappedRegion {}
-// SAFETY: as above; concurrent reads need no more.
+// SAFETY: as above; concurrent volatile accesses need no more.
 unsafe impl Sync for MappedRegion {}
 
 impl MappedRegion {
-    const NONE: Self = Self { start: 0, len: 0, host: core::ptr::null(), words: [0; 4] };
+    const NONE: Self = Self { start: 0, len: 0, host: core::ptr::null(), words: [0; 4], writable: false };
 
     /// # Safety
-    /// `host` is valid for volatile reads of the region's length for as long as the result is used.
-    unsafe fn new(region: Region, host: *const u8) -> Self {
+    /// `host` is valid for volatile reads of the region's length for as long as the result is used, and if `writable` for volatile
+    /// writes too.
+    unsafe fn new(region: Region, host: *const u8, writable: bool) -> Self {
         let len = region.len();
         let words = if host.cast::<u64>().is_aligned() { [len, len / 2, len / 4, len / 8] } else { [0; 4] };
-        Self { start: region.start().get(), len, host, words }
+        Self { start: region.start().get(), len, host, words, writable }
     }
 
     /// Fills `buf` if it has the length of a word that lies aligned in this region; else does nothing and says `false`.
@@ -146,8 +152,22 @@ impl GuestMapping {
                 .and_then(|(offset, len)| bytes.get(offset..offset.checked_add(len)?))
                 .ok_or(PieceError::Beyond { piece: *piece, store: bytes.len() as u64 })?;
             // SAFETY: `part` has the region's length and lives as long as the store, which the mapping keeps.
-            regions.push(unsafe { MappedRegion::new(piece.region, part.as_ptr()) });
+            regions.push(unsafe { MappedRegion::new(piece.region, part.as_ptr(), false) });
         }
+        Self::from_regions(regions, Liveness::Frozen, store)
+    }
+
+    /// A mapping of nothing: every read through it finds a hole.
+    pub fn empty() -> Self {
+        Self::from_sorted(Vec::new(), Liveness::Frozen, Arc::new(()))
+    }
+
+    /// `keep_alive` keeps mapped what the regions point at.
+    fn from_regions(
+        mut regions: Vec<MappedRegion>,
+        liveness: Liveness,
+        keep_alive: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Self, PieceError> {
         regions.sort_by_key(|region| region.start);
         for pair in regions.windows(2) {
             if let [low, high] = pair
@@ -156,15 +176,10 @@ impl GuestMapping {
                 return Err(PieceError::Overlap { at: PhysAddr::new(high.start) });
             }
         }
-        Ok(Self::from_regions(regions, Liveness::Frozen, store))
+        Ok(Self::from_sorted(regions, liveness, keep_alive))
     }
 
-    /// A mapping of nothing: every read through it finds a hole.
-    pub fn empty() -> Self {
-        Self::from_regions(Vec::new(), Liveness::Frozen, Arc::new(()))
-    }
-
-    fn from_regions(regions: Vec<MappedRegion>, liveness: Liveness, keep_alive: Arc<dyn Any + Send + Sync>) -> Self {
+    fn from_sorted(regions: Vec<MappedRegion>, liveness: Liveness, keep_alive: Arc<dyn Any + Send + Sync>) -> Self {
         let largest = regions.iter().max_by_key(|region| region.len).copied().unwrap_or(MappedRegion::NONE);
         Self { largest, shared: Arc::new(Shared { regions, liveness, _keep_alive: keep_alive }) }
     }

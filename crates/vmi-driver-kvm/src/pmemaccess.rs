@@ -1,1 +1,0 @@
-//! The `pmemaccess` socket of a patched QEMU.
