@@ -57,6 +57,10 @@ impl Driver for AnyDriver {
         self.0.epoch()
     }
 
+    fn check(&self) -> Result<()> {
+        self.0.check()
+    }
+
     fn vcpus(&self) -> Option<&dyn Vcpus<Arch = X86>> {
         self.0.vcpus()
     }

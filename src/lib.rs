@@ -31,6 +31,7 @@
 //!   [`Target`], [`open()`], [`AnyDriver`], [`attach()`];
 //! - [`x86`] holds registers, paging modes and page walks;
 //! - [`file`](mod@file) holds the memory image formats, for reading and writing;
+//! - [`kvm`] holds running guests of QEMU: how they are found, read, written, stopped and trapped;
 //! - [`linux`] holds Linux guests: discovery, symbols, types, and the objects in depth.
 #![forbid(unsafe_code)]
 // The workspace's lint table is for libraries; in this package it would bind the examples too.
@@ -46,16 +47,19 @@
 mod any_driver;
 mod attach;
 mod open;
+mod options;
 mod target;
 
 pub use any_driver::AnyDriver;
 pub use attach::{AttachError, Attempt, attach};
 pub use open::{OpenError, open, open_with};
+pub use options::Options;
 pub use target::{BackEnd, Target};
 pub use vmi_arch_x86 as x86;
 #[doc(no_inline)]
 pub use vmi_core::*;
 pub use vmi_driver_file as file;
+pub use vmi_driver_kvm as kvm;
 pub use vmi_os_linux as linux;
 
 /// What a tool usually imports: the traits whose methods it calls, and the types they speak of.

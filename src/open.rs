@@ -1,28 +1,30 @@
 //! From a target to a machine that can be read.
 
 use vmi_core::Vmi;
-use vmi_driver_file::OpenOptions;
+use vmi_driver_kvm::QemuDriver;
+use vmi_driver_kvm::gdb::{AddressError, GdbAddress};
 
-use crate::{AnyDriver, BackEnd, Target};
+use crate::{AnyDriver, BackEnd, Options, Target};
 
-/// Opens whatever `target` names: now the path of a memory image, compressed or not.
+/// Opens whatever `target` names: a memory image, compressed or not, or a running guest.
 ///
 /// Text that names a [`BackEnd`] is a path all the same if there is such a file. Images are told by their content, not by
-/// their name, and are mapped rather than read.
+/// their name, and are mapped rather than read. A running guest runs on.
 ///
 /// ```no_run
 /// let vmi = vmi::open("guest.lime")?;
 /// println!("{}: {} bytes of memory", vmi.machine().name, vmi.machine().memory.total());
+/// let vmi = vmi::open("qemu:/run/guest.qmp")?;
 /// # Ok::<(), vmi::OpenError>(())
 /// ```
 ///
 /// # Errors
 /// [`OpenError`] says what kept the target from being read.
 pub fn open(target: impl Into<Target>) -> Result<Vmi<AnyDriver>, OpenError> {
-    open_with(target, OpenOptions::new())
+    open_with(target, Options::default())
 }
 
-/// As [`open()`], with what an image does not tell of itself: see [`OpenOptions`].
+/// As [`open()`], with what the target does not tell of itself, or what to insist on: see [`Options`].
 ///
 /// ```no_run
 /// use vmi::file::OpenOptions;
@@ -35,18 +37,25 @@ pub fn open(target: impl Into<Target>) -> Result<Vmi<AnyDriver>, OpenError> {
 ///
 /// # Errors
 /// As [`open()`].
-pub fn open_with(target: impl Into<Target>, options: OpenOptions) -> Result<Vmi<AnyDriver>, OpenError> {
-    let path = match target.into() {
-        Target::Image(path) => path,
-        Target::Live { back_end, address } => {
-            let target = Target::Live { back_end, address }.to_string();
-            if !std::fs::exists(&target).unwrap_or(false) {
-                return Err(OpenError::NoBackEnd { target, back_end });
-            }
-            target.into()
-        }
+pub fn open_with(target: impl Into<Target>, options: impl Into<Options>) -> Result<Vmi<AnyDriver>, OpenError> {
+    let options = options.into();
+    let (back_end, address) = match target.into() {
+        Target::Image(path) => return Ok(Vmi::new(AnyDriver::new(options.image.open(path)?))),
+        Target::Live { back_end, address } => (back_end, address),
     };
-    Ok(Vmi::new(AnyDriver::new(options.open(path)?)))
+    let text = Target::Live { back_end, address: address.clone() }.to_string();
+    if std::fs::exists(&text).unwrap_or(false) {
+        return Ok(Vmi::new(AnyDriver::new(options.image.open(text)?)));
+    }
+    let driver = match back_end {
+        BackEnd::Qemu => match address.parse() {
+            Ok(pid) => QemuDriver::attach(pid, &options.qemu)?,
+            Err(_) => QemuDriver::connect(address, &options.qemu)?,
+        },
+        BackEnd::Gdb => QemuDriver::gdb(address.parse::<GdbAddress>()?, &options.qemu)?,
+        BackEnd::Libvirt | BackEnd::Xen => return Err(OpenError::NoBackEnd { target: text, back_end }),
+    };
+    Ok(Vmi::new(AnyDriver::new(driver)))
 }
 
 /// Why a target could not be opened.
@@ -56,8 +65,14 @@ pub enum OpenError {
     /// The memory image could not be opened.
     #[error(transparent)]
     Image(#[from] vmi_driver_file::OpenError),
+    /// The QEMU guest could not be opened.
+    #[error(transparent)]
+    Qemu(#[from] vmi_driver_kvm::OpenError),
+    /// What stands after `gdb:` is no address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// This build has no such back end.
-    #[error("{target}: this build has no back end for `{back_end}:`, it reads memory images; nor is there a file of that name")]
+    #[error("{target}: this build has no back end for `{back_end}:`; nor is there a file of that name")]
     NoBackEnd {
         /// The target, as text.
         target: String,
@@ -72,16 +87,24 @@ mod tests {
 
     #[test]
     fn a_missing_back_end_is_named() {
-        for (text, missing) in [
-            ("qemu:/run/guest.qmp", BackEnd::Qemu),
-            ("gdb:localhost:1234", BackEnd::Gdb),
-            ("libvirt:web1", BackEnd::Libvirt),
-            ("xen:1", BackEnd::Xen),
-        ] {
+        for (text, missing) in [("libvirt:web1", BackEnd::Libvirt), ("xen:1", BackEnd::Xen)] {
             let error = open(text).unwrap_err();
             assert!(error.to_string().starts_with(&format!("{text}: ")), "{error}");
             assert!(error.to_string().contains(&format!("`{missing}:`")), "{error}");
             assert!(matches!(error, OpenError::NoBackEnd { back_end, .. } if back_end == missing));
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_not_there_is_named() {
+        for (text, said) in [
+            ("qemu:/no/such/guest.qmp", "/no/such/guest.qmp: cannot connect"),
+            ("qemu:0", "process 0: "),
+            ("gdb:/no/such/guest.gdb", "/no/such/guest.gdb"),
+            ("gdb:here", "no address of a gdb stub"),
+        ] {
+            let error = open(text).unwrap_err();
+            assert!(error.to_string().contains(said), "{text}: {error}");
         }
     }
 

@@ -36,7 +36,7 @@ pub enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackEnd {
-    /// A QEMU process, by the path of its QMP socket.
+    /// A QEMU process, by the path of its QMP socket or by its process id.
     Qemu,
     /// A gdb remote stub, by socket or host and port.
     Gdb,

@@ -16,7 +16,7 @@ Usage: cargo xtask <task> [arguments]
 
 Tasks:
   test               everything that a change must pass; the images of the guest lab are made once and then kept
-  lab [arguments]    make images of the lab's guests: arguments as of tests/lab/lab.py
+  lab [arguments]    make images of the lab's guests (arguments as of tests/lab/lab.py); without any, also fetch what live guests need
   check              formatting, lints, documentation, dependencies; no guests
   fuzz [seconds]     each fuzz target for a while (default 5 seconds) from its committed corpus
   demo               boot the demo's guest anew and write demo/

@@ -9,11 +9,20 @@ use crate::step::command;
 const LAB: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("gcc", "gcc"),
+    ("/usr/include/stdio.h", "libc6-dev"),
     ("zstd", "zstd"),
     ("python3", "python3"),
     ("awk", "mawk"),
     ("dpkg-deb", "dpkg"),
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
+];
+
+/// What the tests of libvirt need besides, and the Debian packages that have it.
+const LIBVIRT: &[(&str, &str)] = &[
+    ("/etc/libvirt/qemu.conf", "libvirt-daemon-system"),
+    ("libvirtd", "libvirt-daemon"),
+    ("virsh", "libvirt-clients"),
+    ("/usr/include/libvirt/libvirt.h", "libvirt-dev"),
 ];
 
 /// Components of the Rust toolchain, and a program each brings along.
@@ -32,12 +41,9 @@ fn is_root() -> bool {
     Path::new("/proc/self").metadata().is_ok_and(|metadata| metadata.uid() == 0)
 }
 
-/// Have what the lab needs, or say what is missing.
-///
-/// # Errors
-/// The sentence to print: which packages are missing, and the command that installs them.
-pub(crate) fn lab() -> Result<(), String> {
-    let packages = missing(LAB);
+/// Have Debian packages: installed where that is possible.
+fn packages(table: &[(&str, &'static str)]) -> Result<(), String> {
+    let packages = missing(table);
     if packages.is_empty() {
         return Ok(());
     }
@@ -50,10 +56,26 @@ pub(crate) fn lab() -> Result<(), String> {
             let _ = command("apt-get", arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
         }
     }
-    match missing(LAB).join(" ") {
+    match missing(table).join(" ") {
         missing if missing.is_empty() => Ok(()),
         missing => Err(format!("missing: {missing}\nOn Debian, as root: apt-get install --no-install-recommends {missing}")),
     }
+}
+
+/// Have what the lab needs, or say what is missing.
+///
+/// # Errors
+/// The sentence to print: which packages are missing, and the command that installs them.
+pub(crate) fn lab() -> Result<(), String> {
+    packages(LAB)
+}
+
+/// Have what the tests of libvirt need besides, or say what is missing.
+///
+/// # Errors
+/// As [`lab`].
+pub(crate) fn libvirt() -> Result<(), String> {
+    packages(LIBVIRT)
 }
 
 /// Have rustfmt and clippy, or say what is missing.

@@ -27,6 +27,11 @@ fn lab_command(arguments: &[&str]) -> Command {
     command
 }
 
+/// Fetches what live guests are booted from.
+fn live_command() -> Command {
+    command("python3", &["tests/lab/live.py", "prepare"])
+}
+
 fn static_checks(steps: &mut Steps) {
     steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"]));
     steps.run("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
@@ -48,14 +53,16 @@ pub(crate) fn test() -> Outcome {
     prerequisites::lab()?;
     prerequisites::rust()?;
     let mut steps = Steps::new();
-    steps.run_counted(
-        "lab",
-        &mut lab_command(&[]),
-        |counts: &mut Counts, line| *counts = Counts::parse(line).unwrap_or(*counts),
-        |counts| *counts,
-    );
+    let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
+    steps.run_counted("lab", &mut lab_command(&[]), last_count, |counts| *counts);
+    steps.run_counted("live", &mut live_command(), last_count, |counts| *counts);
+    if let Err(missing) = prerequisites::libvirt() {
+        steps.skip("libvirt", &missing);
+    }
     let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
-    steps.run_counted("test", cargo(&arguments).env("VMI_LAB_IMAGES", images()), TestOutput::line, TestOutput::counts);
+    let mut tests = cargo(&arguments);
+    tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1");
+    steps.run_counted("test", &mut tests, TestOutput::line, TestOutput::counts);
     // interleavings of the translation cache's readers and writers; its own directory, for its flags rebuild everything
     let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
     steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
@@ -66,12 +73,16 @@ pub(crate) fn test() -> Outcome {
     Ok(steps.summary())
 }
 
-/// Make images of the lab's guests.
+/// Make images of the lab's guests; for all of them, also fetch what live guests need.
 pub(crate) fn lab(arguments: &[&str]) -> Outcome {
     if !arguments.iter().any(|argument| matches!(*argument, "--list" | "--help" | "-h")) {
         prerequisites::lab()?;
     }
-    Ok(lab_command(arguments).status().is_ok_and(|status| status.success()))
+    let mut good = lab_command(arguments).status().is_ok_and(|status| status.success());
+    if arguments.is_empty() || arguments.contains(&"--all") {
+        good &= live_command().status().is_ok_and(|status| status.success());
+    }
+    Ok(good)
 }
 
 /// Formatting, lints, documentation, dependencies.

@@ -90,6 +90,15 @@ pub trait Driver: Send + Sync {
         None
     }
 
+    /// Whether the machine is still there. Mapped memory stays readable after its guest has ended, so a tool that looks at a live guest asks this after a
+    /// result that matters. A frozen source is always there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Ended`](crate::ErrorKind::Ended) if the guest is gone, [`ErrorKind::Driver`](crate::ErrorKind::Driver) if that cannot be found out.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The vCPUs, if this back end shows them.
     fn vcpus(&self) -> Option<&dyn Vcpus<Arch = Self::Arch>> {
         None

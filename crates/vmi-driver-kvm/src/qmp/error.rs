@@ -50,6 +50,14 @@ pub enum MonitorError {
         /// QEMU's reason.
         description: String,
     },
+    /// This way to the monitor does not pass open files.
+    #[error("{monitor}: `{command}` needs an open file, which this way to QEMU's monitor does not pass on")]
+    NoFiles {
+        /// Which monitor.
+        monitor: String,
+        /// The command.
+        command: String,
+    },
     /// The answer has a form that this version does not know.
     #[error("{monitor}: the answer to `{command}` has an unknown form: `{answer}`")]
     Unexpected {

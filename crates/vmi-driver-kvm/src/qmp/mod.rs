@@ -7,11 +7,14 @@ pub use error::MonitorError;
 pub(crate) use error::beginning;
 pub use socket::{QmpOptions, QmpSocket};
 
+use core::fmt;
+use std::os::fd::BorrowedFd;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// A way to give commands to QEMU: its own socket, or a management layer that passes them on.
-pub trait Monitor: Send + Sync {
+pub trait Monitor: fmt::Debug + Send + Sync {
     /// Runs a QMP command; gives what stands under `return`.
     ///
     /// # Errors
@@ -20,6 +23,20 @@ pub trait Monitor: Send + Sync {
 
     /// What this monitor is, for messages: `QMP socket /run/guest.qmp`.
     fn describe(&self) -> String;
+
+    /// Runs a QMP command and hands QEMU an open file beside it, which commands like `getfd` ask for.
+    ///
+    /// # Errors
+    /// As [`Monitor::execute`]; [`MonitorError::NoFiles`] if this monitor does not pass files.
+    fn execute_with_file(&self, command: &str, arguments: Value, file: BorrowedFd<'_>) -> Result<Value, MonitorError> {
+        let _ = (arguments, file);
+        Err(MonitorError::NoFiles { monitor: self.describe(), command: command.to_owned() })
+    }
+
+    /// The connection itself, if it goes straight to QEMU: for a guardian that inherits it.
+    fn connection(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Runs a line of the human monitor; gives its text, with line feeds alone.
     ///

@@ -10,12 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::error::beginning;
-use super::{Monitor, MonitorError};
+use super::{Monitor, MonitorError, beginning};
 
 /// The longest line that is taken from QEMU. The longest answers are texts of the human monitor, some hundred KiB.
 const MAX_LINE: usize = 16 << 20;
@@ -126,8 +125,8 @@ impl QmpSocket {
     }
 }
 
-impl Monitor for QmpSocket {
-    fn execute(&self, command: &str, arguments: Value) -> Result<Value, MonitorError> {
+impl QmpSocket {
+    fn run(&self, command: &str, arguments: Value, file: Option<BorrowedFd<'_>>) -> Result<Value, MonitorError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = || MonitorError::Closed { monitor: self.describe(), command: command.to_owned() };
         let failed = |error: NoLine| match error {
@@ -141,7 +140,7 @@ impl Monitor for QmpSocket {
         let id = connection.next_id;
         connection.next_id = id.wrapping_add(1);
         let request = json!({ "execute": command, "arguments": arguments, "id": id });
-        connection.send(&request, deadline).map_err(failed)?;
+        connection.send(&request, file, deadline).map_err(failed)?;
         loop {
             let line = connection.line(deadline).map_err(failed)?;
             // Events, and answers to commands that were given up on, are passed over.
@@ -166,27 +165,39 @@ impl Monitor for QmpSocket {
             }
         }
     }
+}
+
+impl Monitor for QmpSocket {
+    fn execute(&self, command: &str, arguments: Value) -> Result<Value, MonitorError> {
+        self.run(command, arguments, None)
+    }
+
+    fn execute_with_file(&self, command: &str, arguments: Value, file: BorrowedFd<'_>) -> Result<Value, MonitorError> {
+        self.run(command, arguments, Some(file))
+    }
+
+    fn connection(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.stream.as_fd())
+    }
 
     fn describe(&self) -> String {
         describe(&self.path)
     }
 }
 
-impl AsFd for QmpSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
-}
-
 impl Connection {
-    fn send(&mut self, request: &Value, deadline: Instant) -> Result<(), NoLine> {
+    /// Sends a request, and a file with its first byte (QEMU: `getfd` in qapi/misc.json).
+    fn send(&mut self, request: &Value, file: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<(), NoLine> {
         if self.closed {
             return Err(NoLine::Ended);
         }
         let mut line = request.to_string().into_bytes();
         line.push(b'\n');
         let left = left(deadline)?;
-        let written = self.stream.set_write_timeout(Some(left)).and_then(|()| self.stream.write_all(&line));
+        let written = self.stream.set_write_timeout(Some(left)).and_then(|()| {
+            let sent = file.map_or(Ok(0), |file| send_file(&self.stream, &line, file))?;
+            self.stream.write_all(line.get(sent..).unwrap_or_default())
+        });
         written.map_err(|error| self.failure(error))
     }
 
@@ -237,6 +248,13 @@ impl Connection {
             _ => NoLine::Failed(error),
         }
     }
+}
+
+/// Sends the beginning of `line` together with `file`; how much of it.
+fn send_file(stream: &UnixStream, line: &[u8], file: BorrowedFd<'_>) -> io::Result<usize> {
+    let files = [file.as_raw_fd()];
+    let message = [ControlMessage::ScmRights(&files)];
+    Ok(sendmsg::<()>(stream.as_raw_fd(), &[io::IoSlice::new(line)], &message, MsgFlags::MSG_NOSIGNAL, None)?)
 }
 
 /// What is left until `deadline`; never zero, which a socket would take for "no limit".

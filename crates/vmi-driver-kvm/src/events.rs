@@ -1,0 +1,248 @@
+//! Events by the gdb stub.
+//!
+//! The stub stops all vCPUs for each event. A breakpoint that a vCPU has come to would be met again when it goes on: so that vCPU alone runs the one
+//! instruction below it, with the breakpoint taken away, while the others stand still and none of them can pass unseen.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmi_arch_x86::{Registers, X86};
+use vmi_core::{ErrorKind, EventSession, Occurrence, Place, Reply, Result, TrapKind, VcpuId, VirtAddr, What};
+
+use crate::execution::{Execution, State};
+use crate::failure::Failures;
+use crate::gdb::{self, GdbClient, Stop, StopReason};
+
+/// How long one instruction may take. One that waits for an interrupt does not end.
+const STEP: Duration = Duration::from_secs(2);
+
+/// How long to wait at a time while somebody else keeps the guest from running.
+const PAUSED: Duration = Duration::from_millis(20);
+
+/// An event session on one guest.
+#[derive(Debug)]
+pub(crate) struct GdbEvents {
+    execution: Arc<Execution>,
+    failures: Failures,
+    connection: Option<OwnedFd>,
+    armed: Vec<Place>,
+    /// The vCPU whose event waits for its reply, and where it stands.
+    current: Option<(VcpuId, VirtAddr)>,
+    /// The vCPU that runs one instruction.
+    stepping: Option<VcpuId>,
+}
+
+impl GdbEvents {
+    pub(crate) fn new(execution: Arc<Execution>, failures: Failures) -> Result<Self> {
+        execution.acquire()?;
+        let mut session = Self { execution, failures, connection: None, armed: Vec::new(), current: None, stepping: None };
+        // On an error `session` is dropped, which gives the connection up again.
+        session.connection = session.execution.connection()?;
+        Ok(session)
+    }
+
+    /// What a stop was, as an event; `None` if it is none of ours and the guest may go on.
+    fn occurrence(&self, client: &mut GdbClient, stop: Stop) -> Result<Option<Occurrence<Registers>>> {
+        if matches!(stop.reason, StopReason::Exited(_) | StopReason::Killed(_) | StopReason::Shutdown) {
+            return Err(self.failures.ended(format!("the gdb stub reports {:?}", stop.reason)));
+        }
+        let vcpu = stop.vcpu.unwrap_or(VcpuId(0));
+        let registers = client.registers(vcpu).map_err(|error| self.failures.gdb("reading registers at an event", error))?;
+        let rip = VirtAddr::new(registers.rip);
+        let breakpoint = || self.armed.iter().copied().find(|place| is_breakpoint(place.kind) && place.at == rip);
+        let what = match stop.reason {
+            StopReason::Watchpoint(kind, at) => {
+                let kind = watched(kind);
+                let place = self.armed.iter().copied().find(|place| Some(place.kind) == kind && holds(*place, at));
+                place.map_or(What::Stopped, |place| What::Trapped { place, at })
+            }
+            // A vCPU that was stepped onto a breakpoint has not met it yet: it does when it goes on.
+            _ if self.stepping == Some(vcpu) => What::Stepped,
+            _ => breakpoint().map_or(What::Stopped, |place| What::Trapped { place, at: rip }),
+        };
+        let nothing = what == What::Stopped && stop.reason == StopReason::Paused;
+        Ok((!nothing).then_some(Occurrence { vcpu, registers, what }))
+    }
+
+    /// Sets the waiting vCPU in motion beyond what it stands at, and then all of them. Stops that happen on the way become events.
+    fn go_on(&mut self, client: &mut GdbClient, state: &mut State, reply: &Reply<Registers>) -> Result<()> {
+        let failed = |error| self.failures.gdb("replying to an event", error);
+        let Some((vcpu, at)) = self.current.take() else { return Ok(()) };
+        state.in_event = false;
+        if let Some(wanted) = &reply.registers {
+            client.write_registers(vcpu, wanted).map_err(failed)?;
+        }
+        let moved = reply.registers.as_ref().is_some_and(|wanted| wanted.rip != at.get());
+        let here: Vec<Place> = if moved {
+            Vec::new()
+        } else {
+            self.armed.iter().copied().filter(|place| is_breakpoint(place.kind) && place.at == at).collect()
+        };
+        self.execution.starts_now();
+        if reply.step || !here.is_empty() {
+            for place in &here {
+                client.remove(breakpoint(place.kind), place.at, place.len).map_err(failed)?;
+            }
+            let stepped = step(client, vcpu);
+            for place in &here {
+                client.insert(breakpoint(place.kind), place.at, place.len).map_err(failed)?;
+            }
+            let stop = stepped.map_err(failed)?;
+            // The end of the step itself says no more than "trap", or "paused" where it had to be cut short.
+            let only_the_step = matches!(stop.reason, StopReason::Trap | StopReason::Paused);
+            if reply.step {
+                self.stepping = Some(vcpu);
+                state.pending.push(Stop { vcpu: Some(vcpu), reason: stop.reason });
+            } else if !only_the_step {
+                state.pending.push(stop);
+            }
+        }
+        if state.pending.is_empty() && !Execution::is_paused(state) {
+            client.resume().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection has something to say.
+    fn listen(&self, limit: Duration) -> Result<()> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        let milliseconds = u16::try_from(limit.as_millis()).unwrap_or(u16::MAX).max(1);
+        match poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], PollTimeout::from(milliseconds)) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(self.failures.other("waiting for the guest", std::io::Error::from(error))),
+        }
+    }
+}
+
+/// Has one vCPU run one instruction.
+fn step(client: &mut GdbClient, vcpu: VcpuId) -> Result<Stop, gdb::GdbError> {
+    client.step(vcpu)?;
+    match client.wait(STEP)? {
+        Some(stop) => Ok(stop),
+        None => client.interrupt(),
+    }
+}
+
+impl EventSession<X86> for GdbEvents {
+    fn arm(&mut self, place: Place) -> Result<()> {
+        let kind = gdb_kind(place.kind).ok_or_else(|| {
+            let back_end = format!("{} ({})", self.failures.machine(), place.kind);
+            vmi_core::Error::from(ErrorKind::Unsupported { capability: vmi_core::Capability::Events, back_end })
+        })?;
+        self.execution.while_stopped(&format!("setting a {} at {}", place.kind, place.at), |client| {
+            client.insert(kind, place.at, place.len)
+        })?;
+        self.armed.push(place);
+        Ok(())
+    }
+
+    fn disarm(&mut self, place: Place) -> Result<()> {
+        let Some(kind) = gdb_kind(place.kind) else { return Ok(()) };
+        self.armed.retain(|armed| *armed != place);
+        self.execution.while_stopped(&format!("removing a {} at {}", place.kind, place.at), |client| {
+            client.remove(kind, place.at, place.len)
+        })
+    }
+
+    fn next(&mut self, limit: Duration) -> Result<Option<Occurrence<Registers>>> {
+        let began = Instant::now();
+        loop {
+            let execution = Arc::clone(&self.execution);
+            let mut paused = false;
+            let found = execution.with_link(|client, state| {
+                let stop = match state.pending.pop() {
+                    Some(stop) => Some(stop),
+                    None if client.is_running() => {
+                        client.wait(Duration::ZERO).map_err(|error| self.failures.gdb("waiting for an event", error))?
+                    }
+                    None => {
+                        paused = true;
+                        None
+                    }
+                };
+                let Some(stop) = stop else { return Ok(None) };
+                if stop.reason == StopReason::Paused && self.stepping.is_none() {
+                    // Somebody paused the guest through QEMU's monitor: it is theirs to resume.
+                    paused = true;
+                    return Ok(None);
+                }
+                let occurrence = self.occurrence(client, stop)?;
+                self.stepping = None;
+                if let Some(occurrence) = &occurrence {
+                    self.current = Some((occurrence.vcpu, VirtAddr::new(occurrence.registers.rip)));
+                    state.in_event = true;
+                } else if !Execution::is_paused(state) {
+                    client.resume().map_err(|error| self.failures.gdb("letting the guest go on", error))?;
+                }
+                Ok(occurrence)
+            })?;
+            if found.is_some() {
+                return Ok(found);
+            }
+            let left = limit.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            if paused {
+                std::thread::sleep(PAUSED.min(left));
+                if self.execution.runs_by_monitor()? == Some(true) {
+                    self.execution.with_link(|client, _| {
+                        client.resumed_elsewhere();
+                        Ok(())
+                    })?;
+                }
+            } else {
+                self.listen(left)?;
+            }
+        }
+    }
+
+    fn reply(&mut self, reply: Reply<Registers>) -> Result<()> {
+        let execution = Arc::clone(&self.execution);
+        execution.with_link(|client, state| self.go_on(client, state, &reply))
+    }
+}
+
+impl Drop for GdbEvents {
+    fn drop(&mut self) {
+        self.execution.release();
+    }
+}
+
+const fn is_breakpoint(kind: TrapKind) -> bool {
+    matches!(kind, TrapKind::SoftwareBreakpoint | TrapKind::HardwareBreakpoint)
+}
+
+const fn breakpoint(kind: TrapKind) -> gdb::TrapKind {
+    match kind {
+        TrapKind::HardwareBreakpoint => gdb::TrapKind::Hardware,
+        _ => gdb::TrapKind::Software,
+    }
+}
+
+const fn gdb_kind(kind: TrapKind) -> Option<gdb::TrapKind> {
+    Some(match kind {
+        TrapKind::SoftwareBreakpoint => gdb::TrapKind::Software,
+        TrapKind::HardwareBreakpoint => gdb::TrapKind::Hardware,
+        TrapKind::Write => gdb::TrapKind::Write,
+        TrapKind::Read => gdb::TrapKind::Read,
+        TrapKind::Access => gdb::TrapKind::Access,
+        _ => return None,
+    })
+}
+
+const fn watched(kind: gdb::TrapKind) -> Option<TrapKind> {
+    Some(match kind {
+        gdb::TrapKind::Write => TrapKind::Write,
+        gdb::TrapKind::Read => TrapKind::Read,
+        gdb::TrapKind::Access => TrapKind::Access,
+        _ => return None,
+    })
+}
+
+fn holds(place: Place, at: VirtAddr) -> bool {
+    at.get().wrapping_sub(place.at.get()) < place.len
+}

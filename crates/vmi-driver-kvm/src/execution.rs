@@ -1,0 +1,324 @@
+//! Who holds the guest, and how it is stopped and let go on.
+//!
+//! Two things stop a guest: QEMU's monitor and its gdb stub. The stub does not notice when the monitor lets the guest go on, so while a gdb connection is open
+//! every stop and start goes through it; the monitor is used while there is none. All of it happens under one lock.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmi_core::{Error, Result};
+
+use crate::failure::Failures;
+use crate::gdb::{GdbClient, GdbError, Stop, StopReason};
+use crate::gdb_stub::GdbStub;
+use crate::guardian::{Guardian, LastWords, Line};
+use crate::qmp::Monitor;
+
+/// `cont`, after the byte that makes QEMU drop half a request (QEMU: docs/interop/qmp-spec.rst, "Abnormal conditions").
+const CONT: Line = Line { say: b"\xff\n{\"execute\":\"cont\",\"id\":\"vmi-guardian\"}\n", until: b"\"vmi-guardian\"" };
+
+/// Stops and starts of one guest.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    monitor: Option<Arc<dyn Monitor>>,
+    stub: GdbStub,
+    guarded: bool,
+    failures: Failures,
+    state: Mutex<State>,
+    /// Whether the guest stands still because we hold it.
+    still: AtomicBool,
+    /// How often it went on.
+    starts: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// Pauses that were not resumed.
+    pauses: u32,
+    /// Whether the last of them lets the guest go on: it ran before the first.
+    resume: bool,
+    /// The gdb connection, while somebody uses it.
+    link: Option<Link>,
+    users: u32,
+    /// Stops that wait to be told as events; the guest stands still for them.
+    pub(crate) pending: Vec<Stop>,
+    /// Whether an event is being looked at.
+    pub(crate) in_event: bool,
+    monitor_guardian: Option<Guardian>,
+}
+
+#[derive(Debug)]
+struct Link {
+    client: GdbClient,
+    /// Whether somebody else had stopped the guest before we came: then it stays so.
+    stopped_before: bool,
+    _guardian: Option<Guardian>,
+}
+
+impl Execution {
+    pub(crate) fn new(monitor: Option<Arc<dyn Monitor>>, stub: GdbStub, guarded: bool, failures: Failures) -> Self {
+        Self {
+            monitor,
+            stub,
+            guarded,
+            failures,
+            state: Mutex::default(),
+            still: AtomicBool::new(false),
+            starts: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// While the guest stands still: how often it went on before.
+    pub(crate) fn epoch(&self) -> Option<u64> {
+        // Two reads of the count that agree around the flag: it was not let go on in between.
+        let before = self.starts.load(Ordering::Acquire);
+        let still = self.still.load(Ordering::Acquire);
+        (still && before == self.starts.load(Ordering::Acquire)).then_some(before)
+    }
+
+    /// Notes what the guest does now.
+    fn note(&self, state: &State) {
+        let still = state.pauses > 0 || state.in_event || !state.pending.is_empty();
+        if still {
+            self.still.store(true, Ordering::Release);
+        } else if self.still.swap(false, Ordering::AcqRel) {
+            self.starts.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Before the guest is let go on: from here on nothing that is read may be remembered.
+    fn about_to_start(&self) {
+        self.still.store(false, Ordering::Release);
+        self.starts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn pause(&self) -> Result<()> {
+        let mut state = self.lock();
+        if state.pauses == 0 {
+            state.resume = self.stop(&mut state)?;
+        }
+        state.pauses = state.pauses.saturating_add(1);
+        self.note(&state);
+        Ok(())
+    }
+
+    /// Stops the guest; whether it ran.
+    fn stop(&self, state: &mut State) -> Result<bool> {
+        if let Some(link) = &mut state.link {
+            if !link.client.is_running() {
+                return Ok(state.in_event || !state.pending.is_empty());
+            }
+            let stop = link.client.interrupt().map_err(|error| self.failures.gdb("pausing the guest", error))?;
+            if stop.reason != StopReason::Paused {
+                state.pending.push(stop);
+            }
+            return Ok(true);
+        }
+        let Some(monitor) = &self.monitor else {
+            return Err(Error::unsupported(vmi_core::Capability::Control, self.failures.machine()));
+        };
+        let failed = |error| self.failures.monitor("pausing the guest", error);
+        if !monitor.status().map_err(failed)?.running {
+            return Ok(false);
+        }
+        self.guard_monitor(state);
+        monitor.stop().map_err(failed)?;
+        Ok(true)
+    }
+
+    /// Has somebody say `cont` if this process ends from here on.
+    fn guard_monitor(&self, state: &mut State) {
+        if state.monitor_guardian.is_none() {
+            let connection = self.monitor.as_ref().and_then(|monitor| monitor.connection());
+            state.monitor_guardian = connection.and_then(|connection| self.guardian(connection, &LastWords::Line(CONT)));
+        }
+        if let Some(guardian) = &state.monitor_guardian {
+            guardian.held(true);
+        }
+    }
+
+    fn guardian(&self, connection: BorrowedFd<'_>, words: &LastWords) -> Option<Guardian> {
+        if !self.guarded {
+            return None;
+        }
+        let guardian = Guardian::new(connection, words);
+        guardian
+            .inspect_err(|error| tracing::warn!(%error, "no guardian: if this process is killed, the guest may stay stopped"))
+            .ok()
+    }
+
+    pub(crate) fn resume(&self) -> Result<()> {
+        let mut state = self.lock();
+        state.pauses = state.pauses.saturating_sub(1);
+        let result = if state.pauses == 0 && std::mem::take(&mut state.resume) { self.start(&mut state) } else { Ok(()) };
+        self.note(&state);
+        result
+    }
+
+    /// Lets the guest go on, unless an event holds it.
+    fn start(&self, state: &mut State) -> Result<()> {
+        if state.in_event || !state.pending.is_empty() {
+            return Ok(());
+        }
+        self.about_to_start();
+        match (&mut state.link, &self.monitor) {
+            (Some(link), _) if link.client.is_running() => {}
+            (Some(link), _) => link.client.resume().map_err(|error| self.failures.gdb("resuming the guest", error))?,
+            (None, Some(monitor)) => monitor.cont().map_err(|error| self.failures.monitor("resuming the guest", error))?,
+            (None, None) => {}
+        }
+        if let Some(guardian) = &state.monitor_guardian {
+            guardian.held(false);
+        }
+        Ok(())
+    }
+
+    /// Opens the gdb connection if nobody has, and keeps it open. The guest runs on if it did.
+    pub(crate) fn acquire(&self) -> Result<()> {
+        let mut state = self.lock();
+        self.connect(&mut state)?;
+        state.users = state.users.saturating_add(1);
+        Ok(())
+    }
+
+    fn connect(&self, state: &mut State) -> Result<()> {
+        if state.link.is_some() {
+            return Ok(());
+        }
+        let failed = |error: GdbError| self.failures.gdb("connecting to the gdb stub", error);
+        // Without a monitor there is no asking; a guest that is reached through its stub alone is taken to run.
+        let ran = match &self.monitor {
+            Some(monitor) => monitor.status().map_err(|error| self.failures.monitor("asking for the run state", error))?.running,
+            None => true,
+        };
+        let client = self.stub.connect(self.monitor.as_deref(), &self.failures)?;
+        let guardian = self.guardian(client.as_fd(), &LastWords::Gdb(Box::new(client.last_words())));
+        if let Some(guardian) = &guardian {
+            guardian.held(true);
+        }
+        let mut link = Link { client, stopped_before: !ran && state.pauses == 0, _guardian: guardian };
+        if ran {
+            link.client.resume().map_err(failed)?;
+        }
+        state.link = Some(link);
+        Ok(())
+    }
+
+    /// Gives up one use of the gdb connection; with the last it is closed, all traps are gone and the guest does what it did before.
+    pub(crate) fn release(&self) {
+        let mut state = self.lock();
+        state.users = state.users.saturating_sub(1);
+        if state.users == 0 {
+            self.disconnect(&mut state);
+        }
+        self.note(&state);
+    }
+
+    fn disconnect(&self, state: &mut State) {
+        let Some(Link { client, stopped_before, _guardian: guardian }) = state.link.take() else { return };
+        state.pending.clear();
+        state.in_event = false;
+        let left = if stopped_before || state.pauses > 0 {
+            client.leave_stopped()
+        } else {
+            self.about_to_start();
+            client.detach()
+        };
+        if let Err(error) = left {
+            tracing::error!(%error, "the gdb stub could not be left properly");
+        } else {
+            drop(guardian);
+        }
+        self.stub.close(self.monitor.as_deref());
+        // A pause that the stub held is the monitor's from here on.
+        if state.pauses > 0 && state.resume {
+            self.guard_monitor(state);
+        }
+    }
+
+    /// Runs `work` on the gdb connection while the guest stands still; then the guest does what it did before.
+    ///
+    /// # Errors
+    /// What stopping, `work` and resuming report.
+    pub(crate) fn while_stopped<T>(&self, action: &str, work: impl FnOnce(&mut GdbClient) -> Result<T, GdbError>) -> Result<T> {
+        let mut state = self.lock();
+        self.connect(&mut state)?;
+        let ran = self.stop_for_event_or_work(&mut state)?;
+        let result = match &mut state.link {
+            Some(link) => work(&mut link.client).map_err(|error| self.failures.gdb(action, error)),
+            None => Err(Error::unsupported(vmi_core::Capability::Events, self.failures.machine())),
+        };
+        let resumed = if ran && state.pauses == 0 { self.start(&mut state) } else { Ok(()) };
+        if state.users == 0 {
+            self.disconnect(&mut state);
+        }
+        self.note(&state);
+        result.and_then(|value| resumed.map(|()| value))
+    }
+
+    fn stop_for_event_or_work(&self, state: &mut State) -> Result<bool> {
+        match &state.link {
+            Some(link) if link.client.is_running() => self.stop(state),
+            _ => Ok(false),
+        }
+    }
+
+    /// Runs `work` on the connection as it is, and on the events that wait: for the event session, which has acquired it.
+    pub(crate) fn with_link<T>(&self, work: impl FnOnce(&mut GdbClient, &mut State) -> Result<T>) -> Result<T> {
+        let mut state = self.lock();
+        let Some(mut link) = state.link.take() else {
+            return Err(Error::unsupported(vmi_core::Capability::Events, self.failures.machine()));
+        };
+        let result = work(&mut link.client, &mut state);
+        state.link = Some(link);
+        self.note(&state);
+        result
+    }
+
+    /// Whether a pause keeps the guest from running.
+    pub(crate) fn is_paused(state: &State) -> bool {
+        state.pauses > 0
+    }
+
+    /// The connection, to wait at without the lock.
+    pub(crate) fn connection(&self) -> Result<Option<OwnedFd>> {
+        let state = self.lock();
+        let copy = state.link.as_ref().map(|link| link.client.as_fd().try_clone_to_owned()).transpose();
+        copy.map_err(|error| self.failures.other("waiting for the guest", error))
+    }
+
+    /// For an event's reply, before the guest is let go on.
+    pub(crate) fn starts_now(&self) {
+        self.about_to_start();
+    }
+
+    /// Whether the monitor says that the guest runs; `None` without a monitor.
+    pub(crate) fn runs_by_monitor(&self) -> Result<Option<bool>> {
+        let Some(monitor) = &self.monitor else { return Ok(None) };
+        let state = monitor.status().map_err(|error| self.failures.monitor("asking for the run state", error))?;
+        Ok(Some(state.running))
+    }
+}
+
+impl Drop for Execution {
+    fn drop(&mut self) {
+        let mut state = self.lock();
+        state.users = 0;
+        self.disconnect(&mut state);
+        if state.pauses > 0 && std::mem::take(&mut state.resume) {
+            state.pauses = 0;
+            if let Err(error) = self.start(&mut state) {
+                tracing::error!(%error, "the guest could not be resumed");
+            }
+        }
+    }
+}

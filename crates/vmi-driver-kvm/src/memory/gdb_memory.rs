@@ -1,0 +1,92 @@
+//! Guest memory through the gdb stub: the road where QEMU's process is out of reach.
+
+use std::sync::Arc;
+
+use vmi_core::{Error, ErrorKind, PhysAddr, ReadOp, Result};
+
+use super::pieces::Pieces;
+use super::{OpenError, PhysicalMemory, RamPiece};
+use crate::execution::Execution;
+use crate::gdb::GdbRead;
+
+/// Reads and writes through the gdb stub. A running guest stands still for each call; so read many ranges in one batch, or pause the guest.
+#[derive(Debug)]
+pub(crate) struct GdbMemory {
+    execution: Arc<Execution>,
+    pieces: Pieces,
+}
+
+impl GdbMemory {
+    pub(crate) fn new(execution: Arc<Execution>, pieces: Vec<RamPiece>) -> Result<Self, OpenError> {
+        Ok(Self { execution, pieces: Pieces::new(0, pieces)? })
+    }
+
+    /// How many of `len` bytes at `at` exist. The stub reads zeros where there is nothing, and says nothing of it.
+    fn present(&self, at: PhysAddr, len: usize) -> usize {
+        let mut done = 0usize;
+        while done < len {
+            let Some(run) = at.checked_add(done as u64).and_then(|here| self.pieces.run(here)) else { break };
+            done = done.saturating_add(usize::try_from(run.len).unwrap_or(usize::MAX));
+        }
+        done.min(len)
+    }
+}
+
+impl PhysicalMemory for GdbMemory {
+    fn name(&self) -> &str {
+        "gdb stub"
+    }
+
+    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        let mut ops = [ReadOp::new(at, buf)];
+        self.read_batch(&mut ops);
+        let [op] = ops;
+        op.result
+    }
+
+    fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {
+        let there: Vec<usize> = ops.iter().map(|op| self.present(op.at, op.buf.len())).collect();
+        let read = self.execution.while_stopped("reading memory", |client| {
+            let parts = ops.iter_mut().zip(&there);
+            let mut reads: Vec<GdbRead<'_>> =
+                parts.map(|(op, &len)| GdbRead::new(op.at, op.buf.get_mut(..len).unwrap_or_default())).collect();
+            client.read_physical_many(&mut reads);
+            Ok(reads.into_iter().map(|read| read.result).collect::<Vec<_>>())
+        });
+        let results = match read {
+            Ok(results) => results,
+            Err(error) => {
+                let why = error.to_string();
+                for op in ops {
+                    op.result = Err(self.execution.failures().other("reading memory", why.clone()));
+                }
+                return;
+            }
+        };
+        for ((op, result), len) in ops.iter_mut().zip(results).zip(there) {
+            op.result = match result {
+                Err(error) => Err(self.execution.failures().gdb("reading memory", error)),
+                Ok(()) if len < op.buf.len() => Err(Error::hole(op.at.wrapping_add(len as u64)).after(len)),
+                Ok(()) => Ok(()),
+            };
+        }
+    }
+
+    fn write(&self, at: PhysAddr, data: &[u8]) -> Result<()> {
+        let mut done = 0usize;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            let here = at.wrapping_add(done as u64);
+            let run = self.pieces.run(here).ok_or_else(|| Error::hole(here).after(done))?;
+            if run.piece.read_only {
+                return Err(Error::from(ErrorKind::ReadOnly { at: here }).after(done));
+            }
+            let len = usize::try_from(run.len).unwrap_or(usize::MAX).min(rest.len());
+            let part = rest.get(..len).unwrap_or_default();
+            self.execution
+                .while_stopped("writing memory", |client| client.write_physical(here, part))
+                .map_err(|error| error.after(done))?;
+            done = done.saturating_add(len);
+        }
+        Ok(())
+    }
+}

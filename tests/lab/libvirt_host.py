@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""A libvirtd of its own with running domains, for the tests of libvirt.
+
+    libvirt_host.py serve MEMORY...   start libvirtd and a domain for each kind of memory (file, memfd, private), print one line of JSON
+                                      that says how to reach them, and keep them until standard input ends; then nothing of it is left
+
+The daemon runs in mount and network namespaces of its own, where its directories are private ones: neither /etc nor /run nor /var of the
+machine is written, and a libvirtd of the machine is not disturbed. Needs root, and no systemd. The line has the uri by which a client
+reaches it, and of each domain its name, uuid, QEMU's process id, the socket of process 1's shell (cmd) and the facts of the process `actor`.
+Where something is missing on this machine, it is {"skipped": why}.
+"""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+from guest import QEMU, GuestDied
+from live import Live, Missing
+from scratch import Scratch, die_with_parent, end_by_exception, until_eof
+
+MIB = 128
+START_SECONDS = 30
+PRIVATE = ["/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt"]
+QEMU_CONF = """user = "root"
+group = "root"
+dynamic_ownership = 0
+security_driver = "none"
+cgroup_controllers = [ ]
+namespaces = [ ]
+stdio_handler = "file"
+memory_backing_dir = "{ram}"
+"""
+LIBVIRTD_CONF = 'auth_unix_ro = "none"\nauth_unix_rw = "none"\n'
+START = """set -e
+mount --make-rprivate /
+mkdir "$0/run"
+mount --bind "$0/run" /run
+for directory; do
+    mkdir -p "$0$directory"
+    [ ! -d "$directory" ] || mount --bind "$0$directory" "$directory"
+done
+exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirtd.pid
+"""
+SHARED = "<memoryBacking><source type='{source}'/><access mode='shared'/></memoryBacking>"
+DOMAIN = """<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>{mib}</memory>
+  {memory}
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>{kernel}</kernel>
+    <initrd>{initramfs}</initrd>
+    <cmdline>{append}</cmdline>
+  </os>
+  <features><acpi/><vmcoreinfo state='on'/></features>
+  <cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>
+  <on_reboot>destroy</on_reboot>
+  <devices>
+    <emulator>{qemu}</emulator>
+    <serial type='file'><source path={console}/></serial>
+    <serial type='unix'><source mode='bind' path={cmd}/></serial>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
+def needs():
+    """What only this part needs."""
+    for program, package in {"libvirtd": "libvirt-daemon-system", "virsh": "libvirt-clients", "unshare": "util-linux"}.items():
+        if not shutil.which(program):
+            raise Missing(f"no {program}: apt-get install {package}")
+    if os.getuid() != 0:
+        raise Missing("only root can start a libvirtd in namespaces of its own")
+    if tried := subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True, text=True).stderr.strip():
+        raise Missing(tried)
+
+
+class Libvirtd:
+    """The daemon; ends with the `with`, and its domains before it."""
+
+    def __init__(self, directory):
+        self.dir = directory
+        self.uri = f"qemu:///system?socket={directory}/run/libvirt/libvirt-sock"
+        self.domains = {}
+
+    def __enter__(self):
+        etc, ram = self.dir / "etc/libvirt", self.dir / "ram"
+        etc.mkdir(parents=True)
+        ram.mkdir()
+        (etc / "qemu.conf").write_text(QEMU_CONF.format(ram=ram))
+        (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF)
+        with open(self.dir / "libvirtd.log", "wb") as log:
+            self.daemon = subprocess.Popen(
+                ["unshare", "--mount", "--net", "sh", "-c", START, self.dir, *PRIVATE],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        deadline = time.monotonic() + START_SECONDS
+        while (listed := self.virsh("list", check=False)).returncode:
+            if self.daemon.poll() is not None or time.monotonic() > deadline:
+                self.daemon.kill()
+                raise GuestDied(f"libvirtd did not start: {listed.stderr.strip()}; {(self.dir / 'libvirtd.log').read_text()}")
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_):
+        for name, pid in self.domains.items():
+            self.virsh("destroy", name, check=False)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.daemon.terminate()
+        try:
+            self.daemon.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+
+    def virsh(self, *arguments, check=True):
+        done = subprocess.run(["virsh", "--quiet", "--connect", self.uri, *arguments], capture_output=True, text=True)
+        if check and done.returncode:
+            raise GuestDied(f"virsh {' '.join(arguments)}: {done.stderr.strip()}")
+        return done
+
+    def start(self, memory):
+        """Start a domain; return its guest and what the JSON says of it."""
+        name = f"vmi-{memory}"
+        directory = self.dir / name
+        directory.mkdir()
+        guest = Live(directory)
+        kernel, initramfs, append = guest.kernel_files()
+        xml = DOMAIN.format(
+            name=name, mib=MIB, kernel=kernel, initramfs=initramfs, append=append, qemu=shutil.which(QEMU),
+            memory="" if memory == "private" else SHARED.format(source={"file": "file", "memfd": "memfd"}[memory]),
+            console=quoteattr(f"{directory}/console.log"), cmd=quoteattr(f"{directory}/cmd.sock"))
+        (directory / "domain.xml").write_text(xml)
+        self.virsh("create", str(directory / "domain.xml"))
+        self.domains[name] = int((self.dir / f"run/libvirt/qemu/{name}.pid").read_text())
+        return guest, {
+            "name": name, "uuid": self.virsh("domuuid", name).stdout.strip(), "pid": self.domains[name], "cmd": f"{directory}/cmd.sock",
+            "memory": memory, "mib": MIB,
+        }
+
+
+def main(verb=None, *memories):
+    if verb != "serve" or not memories or set(memories) - {"file", "memfd", "private"}:
+        sys.exit(__doc__)
+    end_by_exception()
+    try:
+        needs()
+        with Scratch() as directory, Libvirtd(directory) as host:
+            started = [host.start(memory) for memory in memories]
+            for guest, row in started:
+                guest.wait_ready()
+                row["actor"] = guest.start_actor()
+            version = host.virsh("--version=long").stdout.splitlines()[0]
+            print(json.dumps({"uri": host.uri, "version": version, "domains": [row for _, row in started]}), flush=True)
+            until_eof()
+    except Missing as missing:
+        print(json.dumps({"skipped": str(missing)}), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except BrokenPipeError:  # whoever started this died meanwhile
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except GuestDied as error:
+        sys.exit(str(error))

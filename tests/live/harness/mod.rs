@@ -1,0 +1,15 @@
+//! Boots guests by the scripts of `tests/lab`, drives them, and ends them.
+
+mod checks;
+mod guest;
+mod inside;
+mod libvirt;
+mod qmp;
+mod server;
+mod shell;
+
+pub(crate) use checks::{Check, run};
+pub(crate) use guest::{LiveGuest, Machine, Memory, Qemu, Shape};
+pub(crate) use libvirt::Libvirt;
+pub(crate) use qmp::{Qmp, Range};
+pub(crate) use server::Skip;

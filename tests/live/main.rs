@@ -1,0 +1,57 @@
+//! Running guests under stock QEMU: of each version, machine and kind of memory.
+//!
+//! `VMI_LAB_LIVE=1`, which `cargo xtask test` sets, lets these tests boot guests; without it nothing is tested, and that is said.
+//! `cargo xtask lab` fetches what they need. A guest is booted once for its row, and then goes through all checks one after another.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
+
+mod ends;
+mod harness;
+mod hotplug;
+mod lab;
+mod libvirt;
+mod ram;
+
+use harness::{Check, Machine, Memory, Qemu, Shape, run};
+
+/// What each guest goes through: a check fails by a panic, and leaves the guest running.
+const CHECKS: &[Check] = &[
+    ("shell", lab::shell),
+    ("sockets", lab::sockets),
+    ("processes", lab::processes),
+    ("pause", lab::pause),
+    ("calls", lab::calls),
+    ("ordered writes", lab::ordered_writes),
+    ("known page", ram::known_page),
+    ("pmemsave", ram::pmemsave),
+    ("inbox", ram::inbox),
+];
+
+/// A test for each row, so that rows run side by side.
+macro_rules! rows {
+    ($($test:ident: $qemu:ident $machine:ident $memory:ident;)*) => {$(
+        #[test]
+        fn $test() {
+            run(&Shape { qemu: Qemu::$qemu, machine: Machine::$machine, memory: Memory::$memory }, CHECKS);
+        }
+    )*};
+}
+
+rows! {
+    own_one_file: Own One File;
+    own_one_private: Own One Private;
+    own_smp_memfd: Own Smp Memfd;
+    own_smp_private: Own Smp Private;
+    own_high_file: Own High File;
+    own_high_private: Own High Private;
+    own_numa_memfd: Own Numa Memfd;
+    own_numa_private: Own Numa Private;
+    qemu10_one_memfd: V10 One Memfd;
+    qemu10_one_private: V10 One Private;
+    qemu10_smp_file: V10 Smp File;
+    qemu10_smp_private: V10 Smp Private;
+    qemu10_high_memfd: V10 High Memfd;
+    qemu10_high_private: V10 High Private;
+    qemu10_numa_file: V10 Numa File;
+    qemu10_numa_private: V10 Numa Private;
+    own_one_huge: Own One Huge;
+}
