@@ -1,1 +1,1 @@
-//! Benchmarks of the vmi workspace; they are in `side_by_side/`.
+//! Benchmarks of the vmi workspace; images are in `side_by_side/`, running guests in `live/`.

@@ -380,5 +380,51 @@ def vmcoreinfo():
     put("vmcoreinfo", "pae", u16(len(note)) + note + u64(1, 1, 1, 1) + u64(*[0xE3 + (at << 21) for at in range(4, 512)]))
 
 
-for make in (paging, descriptors, images, kallsyms, type_files, programs, scripts, vmcoreinfo):
+def pmemaccess():
+    def talk(name, length, flags, says, at=0x1FFC, piece=255):
+        put("pmemaccess", name, u64(at) + length.to_bytes(3, "little") + bytes([piece, flags]) + says)
+
+    talk("read", 4, 0, b"abcd\1\1abcd\1")
+    talk("in-pieces", 100, 0, bytes(range(100)) + b"\1", piece=7)
+    talk("two-requests", 0x40001, 0, b"a" * 0x40000 + b"\1" + b"b\1")
+    talk("page-by-page", 8, 0, bytes(9) + b"abcd\1" + b"efgh\1")
+    talk("bad-refused", 4, 0, bytes(5))
+    talk("bad-short", 4, 1, b"ab")
+    talk("bad-alone", 80, 3, b"\0" + b"\1" * 64, piece=1)
+    talk("bad-status", 4, 0, b"abcdx")
+    talk("bad-range", 8, 0, b"", at=-4)
+
+
+# A gdb stub, as QEMU's gdbstub answers.
+
+
+def gdb():
+    packet = lambda text: b"$" + text + b"#%02x" % (sum(text) & 0xFF)
+    session = b"+" + packet(b"T02thread:01;") + b"+" + packet(b"PacketSize=1000;qXfer:features:read+;vContSupported+;multiprocess+")
+    put("gdb_packets", "session", bytes([7]) + session + b"+" + packet(b"OK") + b"-" + packet(b"53ff00f0" * 8))
+    put("gdb_packets", "runs", bytes([255]) + packet(b"0* ") + packet(b"x0*~*~}\x03}\x0a") + b"%" + packet(b"Stop:T05")[1:])
+    put("gdb_packets", "cut", bytes([1]) + b"$m0,4" + packet(b"l") + b"\x03junk")
+    put("gdb_packets", "bad-checksum", bytes([9]) + b"$OK#00")
+    for name, text in {
+        "attach": b"T02thread:01;",
+        "watch": b"T05thread:p01.02;watch:ffffffff81000000;",
+        "other-stub": b"T05swbreak:;06:0*,;thread:p1.a;core:3;",
+        "exit": b"W00;process:1",
+        "features": b"PacketSize=20020;qXfer:features:read+;QStartNoAckMode+",
+        "threads": b"mp01.01,p01.02,3",
+        "end": b"l",
+        "bad-signal": b"T5",
+    }.items():
+        put("gdb_replies", name, text)
+    head = b'<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd">'
+    target = head + b'<target><architecture>i386:x86-64</architecture><xi:include href="a"/></target>'
+    registers = b"".join(b'<reg name="%s" bitsize="%d" type="int64"/>' % row for row in [(b"rax", 64), (b"rip", 64), (b"st0", 80), (b"cr3", 64)])
+    core = head + b'<feature name="core"><flags id="f" size="4"><field name="X" start="0" end="0"/></flags>%s</feature>' % registers
+    put("gdb_description", "two-documents", target + b"\0" + core + b"\0" + b"0011223344556677" * 4)
+    put("gdb_description", "numbers", b'<target><reg name="eip" bitsize="32" regnum="8"/><reg name="rax" bitsize="1" regnum="2"/></target>\0xxxx')
+    put("gdb_description", "bad-self", target + b"\0" + target + b"\0")
+    put("gdb_description", "bad-entities", b'<!DOCTYPE t [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><target>&b;</target>\0')
+
+
+for make in (paging, descriptors, images, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb):
     make()

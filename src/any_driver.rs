@@ -57,6 +57,10 @@ impl Driver for AnyDriver {
         self.0.epoch()
     }
 
+    fn reads_stop_the_guest(&self) -> bool {
+        self.0.reads_stop_the_guest()
+    }
+
     fn check(&self) -> Result<()> {
         self.0.check()
     }

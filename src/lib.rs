@@ -49,12 +49,14 @@ mod attach;
 mod open;
 mod options;
 mod target;
+mod targets;
 
 pub use any_driver::AnyDriver;
 pub use attach::{AttachError, Attempt, attach};
 pub use open::{OpenError, open, open_with};
 pub use options::Options;
 pub use target::{BackEnd, Target};
+pub use targets::{FoundGuest, targets};
 pub use vmi_arch_x86 as x86;
 #[doc(no_inline)]
 pub use vmi_core::*;

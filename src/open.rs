@@ -53,9 +53,24 @@ pub fn open_with(target: impl Into<Target>, options: impl Into<Options>) -> Resu
             Err(_) => QemuDriver::connect(address, &options.qemu)?,
         },
         BackEnd::Gdb => QemuDriver::gdb(address.parse::<GdbAddress>()?, &options.qemu)?,
-        BackEnd::Libvirt | BackEnd::Xen => return Err(OpenError::NoBackEnd { target: text, back_end }),
+        #[cfg(feature = "libvirt")]
+        BackEnd::Libvirt => libvirt(&text, &options.qemu)?,
+        _ => return Err(OpenError::NoBackEnd { target: text, back_end }),
     };
     Ok(Vmi::new(AnyDriver::new(driver)))
+}
+
+/// Opens a domain of libvirt. Its process is known only where it is on this host.
+#[cfg(feature = "libvirt")]
+fn libvirt(target: &str, options: &vmi_driver_kvm::Options) -> Result<QemuDriver, OpenError> {
+    use vmi_driver_kvm::libvirt::LibvirtDomain;
+
+    /// How long libvirt may take for a call.
+    const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
+    let domain = LibvirtDomain::open(&target.parse()?, LIMIT)?;
+    let pid = domain.process().inspect_err(|error| tracing::debug!(%error, "QEMU's process is not known")).ok();
+    let pid = pid.and_then(|pid| u32::try_from(pid.as_raw()).ok());
+    Ok(QemuDriver::over(std::sync::Arc::new(domain), pid, options)?)
 }
 
 /// Why a target could not be opened.
@@ -71,14 +86,30 @@ pub enum OpenError {
     /// What stands after `gdb:` is no address.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// libvirt does not give the domain.
+    #[cfg(feature = "libvirt")]
+    #[error(transparent)]
+    Libvirt(#[from] vmi_driver_kvm::libvirt::LibvirtError),
+    /// What stands after `libvirt:` is no domain.
+    #[cfg(feature = "libvirt")]
+    #[error(transparent)]
+    Domain(#[from] vmi_driver_kvm::libvirt::LibvirtTargetError),
     /// This build has no such back end.
-    #[error("{target}: this build has no back end for `{back_end}:`; nor is there a file of that name")]
+    #[error("{target}: this build has no back end for `{back_end}:`{}; nor is there a file of that name", feature(*back_end))]
     NoBackEnd {
         /// The target, as text.
         target: String,
         /// The missing back end.
         back_end: BackEnd,
     },
+}
+
+/// What brings a back end into the build.
+fn feature(back_end: BackEnd) -> &'static str {
+    match back_end {
+        BackEnd::Libvirt => ", which comes with the cargo feature `libvirt`",
+        _ => "",
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the examples share: the target argument, output as table or JSON, exit codes.
 #![allow(dead_code, unreachable_pub)] // each example uses its part
 
+pub mod events;
 pub mod table;
 pub mod text;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use vmi::file::{OpenOptions, RawMap};
+use vmi::kvm::{self, Road};
 use vmi::linux::{Linux, discover, symbol_files};
 use vmi::{AnyDriver, Guest, Target, Vmi};
 
@@ -34,7 +36,8 @@ Exit codes:
 /// The arguments that all examples take.
 #[derive(clap::Args, Debug)]
 pub struct Common {
-    /// Memory image: raw, LiME or ELF core, also compressed by zstd or gzip [default: the demo image of this repository]
+    /// Memory image (raw, LiME or ELF core, also compressed by zstd or gzip), or running guest: qemu:SOCKET, qemu:PID, gdb:ADDRESS, libvirt:NAME
+    /// [default: the demo image of this repository]
     target: Option<Target>,
 
     /// Print a JSON array, one object a line; docs/json.md describes the fields
@@ -53,6 +56,10 @@ pub struct Common {
     #[arg(long)]
     allow_truncated: bool,
 
+    /// Read a running guest's memory in this way, or not at all: shared, process, pmemaccess or gdb [default: the best that works]
+    #[arg(long, value_name = "ROAD")]
+    road: Option<Road>,
+
     /// What describes the kernel, if it does not describe itself: System.map, vmlinux, BTF or Volatility symbol file; more than once
     /// for several
     #[arg(long, value_name = "FILE")]
@@ -66,11 +73,12 @@ impl Common {
             self.note(format_args!("no target given: this is the demo image of the repository, {DEMO}"));
             Path::new(DEMO).into()
         });
-        let mut options = OpenOptions::new().allow_truncated(self.allow_truncated).progress(progress("unpacking"));
+        let mut image = OpenOptions::new().allow_truncated(self.allow_truncated).progress(progress("unpacking"));
         if let Some(map) = &self.raw_map {
-            options = options.raw_map(map.clone());
+            image = image.raw_map(map.clone());
         }
-        Ok(vmi::open_with(target, options)?)
+        let qemu = self.road.map_or_else(kvm::Options::new, |road| kvm::Options::new().road(road));
+        Ok(vmi::open_with(target, vmi::Options { image, qemu })?)
     }
 
     /// Finds out which operating system is inside, and notes what is to be known about that.

@@ -57,6 +57,11 @@ impl Table {
         Ok(())
     }
 
+    /// Shows all rows so far: for those that come as things happen.
+    pub fn show(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
     /// Ends the table. The exit code says whether all rows could be read, some or none.
     pub fn finish(mut self) -> anyhow::Result<ExitCode> {
         if self.rows > 0 || self.failures == 0 {

@@ -1,9 +1,11 @@
 //! The targets.
 
 mod demo;
+mod gdb;
 mod images;
 mod linux;
 mod paging;
+mod pmemaccess;
 mod symbols;
 
 use crate::Target;
@@ -25,6 +27,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "vmcoreinfo", about: "the note VMCOREINFO, and the page tables it names", run: linux::vmcoreinfo },
     Target { name: "shape", about: "inference of structures on the demo image with patches", run: linux::shape },
     Target { name: "attach", about: "everything else of Linux on the demo image with patches", run: linux::attach },
+    Target { name: "pmemaccess", about: "the answers of a hostile pmemaccess server", run: pmemaccess::pmemaccess },
+    Target { name: "gdb_packets", about: "a stream of gdb's remote protocol", run: gdb::packets },
+    Target { name: "gdb_replies", about: "stop replies, features and thread lists of a gdb stub", run: gdb::replies },
+    Target { name: "gdb_description", about: "target descriptions of a gdb stub", run: gdb::description },
 ];
 
 /// Splits a fixed head off.

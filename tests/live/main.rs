@@ -4,12 +4,20 @@
 //! `cargo xtask lab` fetches what they need. A guest is booted once for its row, and then goes through all checks one after another.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
+mod control;
+mod deaths;
 mod ends;
 mod harness;
 mod hotplug;
 mod lab;
 mod libvirt;
 mod ram;
+mod roads;
+#[path = "../examples/schema.rs"]
+#[allow(dead_code, reason = "shared with the tests of the examples")]
+mod schema;
+mod tools;
+mod traps;
 
 use harness::{Check, Machine, Memory, Qemu, Shape, run};
 
@@ -24,7 +32,23 @@ const CHECKS: &[Check] = &[
     ("known page", ram::known_page),
     ("pmemsave", ram::pmemsave),
     ("inbox", ram::inbox),
+    ("shared road", roads::shared),
+    ("process road", roads::process),
+    ("gdb road", roads::gdb),
+    ("best road", roads::best),
+    ("library pause", control::pause),
+    ("registers", control::registers),
+    ("snapshot", control::snapshot),
+    ("breakpoint", traps::breakpoint),
+    ("address space", traps::address_space),
+    ("watchpoint", traps::watchpoint),
+    ("replies", traps::replies),
+    ("company", traps::company),
+    ("examples", tools::examples),
 ];
+
+/// What takes long, and depends on neither machine nor memory.
+const OFTEN: &[Check] = &[("pauses", control::pauses), ("attachments", control::attachments), ("deaths", deaths::of_tools)];
 
 /// A test for each row, so that rows run side by side.
 macro_rules! rows {
@@ -34,6 +58,16 @@ macro_rules! rows {
             run(&Shape { qemu: Qemu::$qemu, machine: Machine::$machine, memory: Memory::$memory }, CHECKS);
         }
     )*};
+}
+
+#[test]
+fn a_thousand_times() {
+    run(&Shape { qemu: Qemu::Own, machine: Machine::Smp, memory: Memory::Memfd }, OFTEN);
+}
+
+#[test]
+fn a_thousand_times_10() {
+    run(&Shape { qemu: Qemu::V10, machine: Machine::Smp, memory: Memory::Private }, OFTEN);
 }
 
 rows! {

@@ -90,6 +90,12 @@ pub trait Driver: Send + Sync {
         None
     }
 
+    /// Whether every read stops the guest for its time. Whoever reads much then holds the guest once, around all of it: see
+    /// [`Vmi::hold_for_reading`](crate::Vmi::hold_for_reading).
+    fn reads_stop_the_guest(&self) -> bool {
+        false
+    }
+
     /// Whether the machine is still there. Mapped memory stays readable after its guest has ended, so a tool that looks at a live guest asks this after a
     /// result that matters. A frozen source is always there.
     ///

@@ -89,6 +89,24 @@ pub enum ErrorKind {
         /// The object that was asked for.
         what: String,
     },
+    /// The guest runs, and changed this each time it was read.
+    #[error(
+        "{what} kept changing while it was read ({attempts} attempts); pause the guest for a consistent view; last seen: {last}"
+    )]
+    Changing {
+        /// The list, tree or object.
+        what: String,
+        /// How often it was read.
+        attempts: u32,
+        /// What was wrong the last time.
+        last: String,
+    },
+    /// An object of a running guest that was no more there when it was read.
+    #[error("{what} went away while it was read")]
+    Gone {
+        /// The object.
+        what: String,
+    },
     /// The back end cannot do this.
     #[error("{back_end} does not support {capability}")]
     Unsupported {

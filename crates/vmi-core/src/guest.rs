@@ -5,7 +5,7 @@
 
 use std::time::SystemTime;
 
-use crate::{PhysAddr, Result, Symbols, Translation, VirtAddr};
+use crate::{PhysAddr, Result, Symbols, Translation, VcpuId, VirtAddr};
 
 /// Rows that may fail one by one: an error is an item, never an early end.
 pub type Rows<'a, T> = Box<dyn Iterator<Item = Result<T>> + 'a>;
@@ -35,6 +35,22 @@ pub trait Guest {
 
     /// The kernel's symbols, its modules' included.
     fn symbols(&self) -> &Symbols;
+
+    /// The process that a vCPU runs. Certain only while the vCPU stands still.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the back end does not show registers,
+    /// [`ErrorKind::NoObject`](crate::ErrorKind::NoObject) if they fit no process: in firmware, or in a kernel thread of a system that does not tell.
+    fn running_on(&self, vcpu: VcpuId) -> Result<Process>;
+
+    /// The process whose page tables start at `root`, flags left aside. Kernel threads have none of their own, and run on those of others.
+    ///
+    /// # Errors
+    /// What reading the processes reports.
+    fn process_of(&self, root: PhysAddr) -> Result<Option<Process>>;
+
+    /// The roots of all page tables that a process runs on: one, or with page-table isolation two; none for a kernel thread.
+    fn page_tables(&self, process: &Process) -> Vec<PhysAddr>;
 
     /// Where a virtual address lies: in a process if `pid` names one, else in the kernel.
     ///

@@ -29,6 +29,8 @@ mod memory;
 mod memory_map;
 mod page_cache;
 mod profile;
+#[cfg(target_os = "linux")]
+mod snapshot;
 mod strings;
 pub mod synthetic;
 mod tlb;
@@ -47,5 +49,7 @@ pub use memory::Memory;
 pub use memory_map::{MemoryMap, Region};
 pub use page_cache::PageCacheCounters;
 pub use profile::{Field, Isf, IsfError, IsfPdb, Member, Structure, Symbol, Symbols, SymbolsBuilder, Type, TypeId, TypeSource};
+#[cfg(target_os = "linux")]
+pub use snapshot::{Snapshot, SnapshotReport};
 pub use translate::{Access, Architecture, Fault, FaultKind, Paging, Translation};
-pub use vmi::{Paused, Vmi};
+pub use vmi::{Held, Paused, Vmi};

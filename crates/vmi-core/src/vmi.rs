@@ -12,6 +12,9 @@ use crate::{
 /// Pages that a [`Vmi`] over a back end without mapped memory keeps at most, in bytes.
 const PAGE_CACHE_BYTES: u64 = 32 << 20;
 
+/// The longest read that goes through the page cache, in bytes.
+const CACHED_RUN: usize = 4 * PAGE_SIZE as usize;
+
 /// One machine: a running guest or a memory image. All reading starts here.
 ///
 /// As [`Memory`], it is the guest-physical memory. A `Vmi` is `Send + Sync` if its driver is, and takes `&self` everywhere:
@@ -95,14 +98,36 @@ impl<D: Driver> Vmi<D> {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A read of anything but an aligned word of the largest mapped region.
-    #[inline(never)]
-    fn read_run(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+    /// The back end; the handle and its caches are gone.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn into_driver(self) -> D {
+        self.driver
+    }
+
+    /// Mapped guest RAM; empty if there is none.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn mapping(&self) -> &GuestMapping {
+        &self.ram
+    }
+
+    /// Reads from mapped RAM or from the back end, past the page cache.
+    pub(crate) fn read_uncached(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
         if self.mapped {
             // What no region covers may still be readable through the driver: zero-filled parts, device memory.
             return self.ram.read_run(at, buf).or_else(|_| self.driver.read(at, buf));
         }
+        self.driver.read(at, buf)
+    }
+
+    /// A read of anything but an aligned word of the largest mapped region.
+    #[inline(never)]
+    fn read_run(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        if self.mapped {
+            return self.read_uncached(at, buf);
+        }
         match self.epoch() {
+            // A long run would fill the cache with what is read once, at one call of the back end a page.
+            Some(_) if buf.len() > CACHED_RUN => self.driver.read(at, buf),
             Some(epoch) => self.cache.read(&self.driver, epoch, at, buf),
             None => self.driver.read(at, buf),
         }

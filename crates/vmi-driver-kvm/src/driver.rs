@@ -162,6 +162,10 @@ impl Driver for QemuDriver {
         Some(self)
     }
 
+    fn reads_stop_the_guest(&self) -> bool {
+        self.road == Road::Gdb
+    }
+
     fn check(&self) -> Result<()> {
         const ACTION: &str = "asking whether the guest lives";
         let state = self.monitor.status().map_err(|error| self.failures.monitor(ACTION, error))?;
@@ -182,7 +186,13 @@ impl Vcpus for QemuDriver {
     fn registers(&self, vcpu: VcpuId) -> Result<Registers> {
         let all = self.all_registers()?;
         let found = usize::try_from(vcpu.0).ok().and_then(|index| all.get(index).copied());
-        found.ok_or_else(|| vmi_core::ErrorKind::NoObject { what: vcpu.to_string() }.into())
+        let mut registers = found.ok_or_else(|| Error::from(vmi_core::ErrorKind::NoObject { what: vcpu.to_string() }))?;
+        // The gdb stub tells two more; it is not opened for that, as it would stop the guest.
+        if let Some(more) = self.execution.if_stopped(|client| client.registers(vcpu)) {
+            registers.kernel_gs_base = more.kernel_gs_base;
+            registers.cr8 = more.cr8;
+        }
+        Ok(registers)
     }
 }
 

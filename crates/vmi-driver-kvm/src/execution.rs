@@ -284,6 +284,13 @@ impl Execution {
         result
     }
 
+    /// Runs `work` on the connection if there is one already and the guest stands still.
+    pub(crate) fn if_stopped<T>(&self, work: impl FnOnce(&mut GdbClient) -> Result<T, GdbError>) -> Option<T> {
+        let mut state = self.lock();
+        let link = state.link.as_mut().filter(|link| !link.client.is_running())?;
+        work(&mut link.client).inspect_err(|error| tracing::debug!(%error, "the gdb stub tells no more")).ok()
+    }
+
     /// Whether a pause keeps the guest from running.
     pub(crate) fn is_paused(state: &State) -> bool {
         state.pauses > 0

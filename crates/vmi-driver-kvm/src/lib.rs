@@ -29,6 +29,7 @@
 //! error that shows it, never a guess.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
+mod deadline;
 mod driver;
 mod events;
 mod execution;
@@ -37,6 +38,7 @@ pub mod gdb;
 mod gdb_stub;
 mod guardian;
 pub mod human_registers;
+pub mod libvirt;
 pub mod memory;
 pub mod memory_tree;
 mod open;

@@ -108,14 +108,14 @@ pub(crate) fn process(pid: u32, options: &Options) -> Result<Parts, OpenError> {
     let mut failed = Vec::new();
     for socket in process.qmp_sockets() {
         match qmp(socket, options) {
-            Err(OpenError::Monitor(error)) => failed.push(error.to_string()),
-            other => return other,
+            Ok(parts) => return Ok(parts),
+            Err(error) => failed.push(error.to_string()),
         }
     }
     if let Some(address) = process.gdb_stub() {
         match gdb(address.clone(), options) {
-            Err(OpenError::Gdb(error)) => failed.push(error.to_string()),
-            other => return other,
+            Ok(parts) => return Ok(parts),
+            Err(error) => failed.push(error.to_string()),
         }
     }
     let why = if failed.is_empty() {

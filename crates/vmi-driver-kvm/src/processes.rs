@@ -63,11 +63,12 @@ impl QemuProcess {
             return Err(ProcessError::NotQemu(program.to_string_lossy().into_owned()));
         }
         let mut options = CommandLine::parse(&arguments);
-        for socket in &mut options.qmp {
-            *socket = in_root(&root, socket);
-        }
-        if let Some(GdbAddress::Unix(socket)) = &mut options.gdb {
-            *socket = in_root(&root, socket);
+        let gdb = options.gdb.iter_mut().filter_map(|address| match address {
+            GdbAddress::Unix(socket) => Some(socket),
+            GdbAddress::Tcp(_) => None,
+        });
+        for socket in options.qmp.iter_mut().chain(gdb).filter(|socket| socket.is_relative()) {
+            *socket = from_start(&root, socket);
         }
         let user = std::fs::metadata(&root).ok().map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata));
         // What decides about its memory decides about its list of mappings too (proc(5): PTRACE_MODE_READ).
@@ -117,9 +118,18 @@ impl QemuProcess {
     }
 }
 
-/// A path of the process, seen from here: relative ones start where it is.
-fn in_root(root: &Path, path: &Path) -> PathBuf {
-    if path.is_absolute() { path.to_owned() } else { root.join("cwd").join(path) }
+/// A relative path of the process, seen from here. It starts where the process was started, which is not where it is: a QEMU that made itself
+/// a daemon is at the root.
+fn from_start(root: &Path, path: &Path) -> PathBuf {
+    let there = root.join("cwd").join(path);
+    if there.exists() {
+        return there;
+    }
+    let environment = std::fs::read(root.join("environ")).unwrap_or_default();
+    let start = environment.split(|byte| *byte == 0).find_map(|line| line.strip_prefix(b"PWD="));
+    start.map_or(there, |start| {
+        root.join("root").join(PathBuf::from(OsString::from_vec(start.get(1..).unwrap_or_default().to_vec()))).join(path)
+    })
 }
 
 /// Whether a program is a QEMU of whole x86 machines by its name: `qemu-system-x86_64`, `qemu-system-i386`, `qemu-kvm`, or `kvm`.
@@ -181,6 +191,11 @@ struct Fields(Vec<(String, String)>);
 
 impl Fields {
     fn parse(text: &str) -> Self {
+        if text.starts_with('{')
+            && let Ok(serde_json::Value::Object(object)) = serde_json::from_str(text)
+        {
+            return Self::of_json(object);
+        }
         let mut parts = vec![String::new()];
         let mut characters = text.chars().peekable();
         while let Some(character) = characters.next() {
@@ -195,6 +210,18 @@ impl Fields {
             None => (String::new(), part),
         };
         Self(parts.into_iter().map(field).collect())
+    }
+
+    /// libvirt writes objects as JSON: `{"qom-type":"memory-backend-memfd","id":"ram","share":true}`.
+    fn of_json(mut object: serde_json::Map<String, serde_json::Value>) -> Self {
+        let text = |value: serde_json::Value| match value {
+            serde_json::Value::String(text) => text,
+            serde_json::Value::Bool(on) => if on { "on" } else { "off" }.to_owned(),
+            other => other.to_string(),
+        };
+        let kind = object.remove("qom-type").map(text).unwrap_or_default();
+        let first = (String::new(), kind);
+        Self(std::iter::once(first).chain(object.into_iter().map(|(key, value)| (key, text(value)))).collect())
     }
 
     fn get(&self, key: &str) -> Option<&str> {
@@ -234,6 +261,9 @@ mod tests {
             ("memory-backend-memfd,id=ram,size=1G", true),
             ("memory-backend-memfd,id=ram,share=off", false),
             ("memory-backend-ram,id=ram", false),
+            (r#"{"qom-type":"memory-backend-file","id":"ram","share":true,"size":1024}"#, true),
+            (r#"{"qom-type":"memory-backend-file","id":"ram"}"#, false),
+            (r#"{"qom-type":"#, false),
             ("rng-random,id=x,share=on", false),
         ] {
             assert_eq!(parse(&format!("qemu -object {object}")).shared, shared, "{object}");

@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{
-    Error, Guest, LogRecord, Memory, MemoryArea, Module, Process, Result, Rows, Symbols, Thread, Translation, VirtAddr,
+    Error, Guest, LogRecord, Memory, MemoryArea, Module, PhysAddr, Process, Result, Rows, Symbols, Thread, Translation, VcpuId,
+    VirtAddr,
 };
 
 use crate::list::rows;
@@ -29,9 +30,18 @@ fn present<T>(read: Result<T>) -> Result<Option<T>> {
     }
 }
 
+/// Whether a row failed because its object ended while it was read.
+fn is_gone<T>(row: &Result<T>) -> bool {
+    row.as_ref().is_err_and(|error| matches!(error.kind(), vmi_core::ErrorKind::Gone { .. }))
+}
+
 impl<D: X86Driver> Task<'_, '_, D> {
     /// The process as a row; `boot` is when the guest booted.
     fn row(&self, boot: Option<SystemTime>) -> Result<Process> {
+        self.whole(self.unproven().read_row(boot))
+    }
+
+    fn read_row(&self, boot: Option<SystemTime>) -> Result<Process> {
         let mut row = Process::new(self.tgid()?, self.name()?, self.address());
         row.parent_pid = known(self.parent_pid())?;
         row.state = known(self.state())?;
@@ -48,9 +58,13 @@ impl<D: X86Driver> Task<'_, '_, D> {
 
     /// The thread as a row.
     fn thread_row(&self) -> Result<Thread> {
-        let mut row = Thread::new(self.pid()?, self.tgid()?, self.name()?, self.address());
-        row.state = known(self.state())?;
-        Ok(row)
+        let task = self.unproven();
+        let read = || {
+            let mut row = Thread::new(task.pid()?, task.tgid()?, task.name()?, task.address());
+            row.state = known(task.state())?;
+            Ok(row)
+        };
+        self.whole(read())
     }
 }
 
@@ -99,11 +113,12 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
     fn processes(&self) -> Rows<'_, Process> {
         // One that cannot be read is told by `remarks`.
         let boot = self.boot_time().ok();
-        Box::new(Linux::processes(self).map(move |task| task?.row(boot)))
+        // One that ended after it was listed is no process any more.
+        Box::new(Linux::processes(self).map(move |task| task?.row(boot)).filter(|row| !is_gone(row)))
     }
 
     fn threads(&self) -> Rows<'_, Thread> {
-        Box::new(Linux::threads(self).map(|task| task?.thread_row()))
+        Box::new(Linux::threads(self).map(|task| task?.thread_row()).filter(|row| !is_gone(row)))
     }
 
     fn modules(&self) -> Rows<'_, Module> {
@@ -126,6 +141,20 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
 
     fn symbols(&self) -> &Symbols {
         Linux::symbols(self)
+    }
+
+    fn running_on(&self, vcpu: VcpuId) -> Result<Process> {
+        let task = self.task_on(vcpu)?;
+        // A row is that of a process; the task may be another of its threads.
+        self.process(task.tgid()?).or(Ok(task)).and_then(|process: Task<'_, '_, D>| process.row(self.boot_time().ok()))
+    }
+
+    fn process_of(&self, root: PhysAddr) -> Result<Option<Process>> {
+        self.task_of(root)?.map(|task| task.row(self.boot_time().ok())).transpose()
+    }
+
+    fn page_tables(&self, process: &Process) -> Vec<PhysAddr> {
+        process.page_table.map_or(Vec::new(), |root| self.roots(root))
     }
 
     fn translate(&self, pid: Option<u32>, at: VirtAddr) -> Result<Translation> {

@@ -4,12 +4,12 @@ use core::fmt;
 use std::sync::{Arc, OnceLock};
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{AddressSpace, Error, Memory, PhysAddr, Result, Symbols, TypeSource, VirtAddr, Vmi};
+use vmi_core::{AddressSpace, Error, ErrorKind, Memory, PhysAddr, Result, Symbols, TypeSource, VirtAddr, Vmi};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::btf::Btf;
 use crate::layout::{Layout, Member};
-use crate::list::{List, rows};
+use crate::list::{self, rows};
 use crate::{Kernel, Task, discover};
 
 /// More tasks than a kernel can have (PID_MAX_LIMIT, include/linux/threads.h).
@@ -18,6 +18,32 @@ const MAX_TASKS: usize = 1 << 22;
 const SWAPPER: &[u8] = b"swapper";
 
 /// A Linux guest: its processes, modules, log and symbols.
+///
+/// # Running guests
+///
+/// A running guest changes what is read meanwhile. Its lists are read as one: all that was there from the call to the end is in them exactly
+/// once, what came or went meanwhile may be. What contradicts itself is read again, with growing pauses, and is at last an error that
+/// says so ([`ErrorKind::Changing`]). An object that has gone away before its fields are read gives [`ErrorKind::Gone`], never the
+/// fields of what lies in its place now. Two lists are of two moments.
+///
+/// For one moment, pause the guest. While it stands still it is read as an image is, with nothing to be tried again, and translations are
+/// remembered:
+///
+/// ```no_run
+/// # fn list<D: vmi_arch_x86::X86Driver + vmi_core::Control>(vmi: &vmi_core::Vmi<D>) -> Result<(), Box<dyn std::error::Error>> {
+/// # use vmi_os_linux::Linux;
+/// let linux = Linux::attach(vmi)?;
+/// let paused = vmi.pause()?;
+/// let processes: Vec<_> = linux.processes().collect::<Result<_, _>>()?;
+/// let modules: Vec<_> = linux.modules().collect::<Result<_, _>>()?;
+/// drop(paused); // the guest runs on
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A list that was begun in a paused guest and is read on after it was resumed ends in an error.
+///
+/// # Example
 ///
 /// ```no_run
 /// # fn list<D: vmi_arch_x86::X86Driver>(vmi: &vmi_core::Vmi<D>) -> Result<(), Box<dyn std::error::Error>> {
@@ -59,6 +85,10 @@ pub enum AttachError {
 
 impl<'v, D: X86Driver> Linux<'v, D> {
     /// Finds the kernel in the machine's memory. Nothing else is needed; see [`discover`].
+    ///
+    /// A running guest need not be paused for this: symbols and types do not change while it runs, and what does is read again
+    /// where it contradicts itself. Only a kernel that does not describe itself, whose structures are inferred from its objects
+    /// ([`shape`](crate::shape)), may tell more while it is paused.
     ///
     /// # Errors
     /// [`AttachError::Discover`] if there is no Linux kernel or it cannot be made out, else as [`Linux::with_kernel`].
@@ -132,9 +162,14 @@ impl<'v, D: X86Driver> Linux<'v, D> {
     ///
     /// The idle task (pid 0), which is the head of the list and not part of it, is left out, as in /proc.
     pub fn processes(&self) -> impl Iterator<Item = Result<Task<'_, 'v, D>>> {
-        let tasks = self.layout.task.tasks;
-        rows(tasks.of(self.init_task).map(|head| List::new(&self.space, head, "the task list", MAX_TASKS)))
-            .map(move |node| Ok(Task::new(self, tasks.owner(node?)?)))
+        let (tasks, pid) = (self.layout.task.tasks, self.layout.task.pid);
+        let identity = move |node| self.read(tasks.owner(node)?, pid);
+        rows(tasks.of(self.init_task).map(|head| list::nodes(&self.space, head, "the task list", MAX_TASKS, identity))).map(
+            move |node| {
+                let node = node?;
+                Ok(Task::new(self, tasks.owner(node.at)?, node.identity))
+            },
+        )
     }
 
     /// All threads of all processes; those of a process follow each other, its first thread first.
@@ -145,25 +180,27 @@ impl<'v, D: X86Driver> Linux<'v, D> {
     /// The process with this id.
     ///
     /// # Errors
-    /// [`ErrorKind::NoObject`](vmi_core::ErrorKind::NoObject) if there is none; the first error of the list.
+    /// [`ErrorKind::NoObject`] if there is none; the first error of the list.
     pub fn process(&self, pid: u32) -> Result<Task<'_, 'v, D>> {
         for task in self.processes() {
             let task = task?;
-            if task.tgid()? == pid {
-                return Ok(task);
+            match task.tgid() {
+                Ok(id) if id == pid => return Ok(task),
+                Err(error) if matches!(error.kind(), ErrorKind::Gone { .. }) => {}
+                other => _ = other?,
             }
         }
-        Err(vmi_core::ErrorKind::NoObject { what: format!("process {pid}") }.into())
+        Err(ErrorKind::NoObject { what: format!("process {pid}") }.into())
     }
 
     /// The task whose `struct task_struct` is at `at`. Nothing is checked.
     pub fn task_at(&self, at: VirtAddr) -> Task<'_, 'v, D> {
-        Task::new(self, at)
+        Task::new(self, at, None)
     }
 
     /// The task that a CPU runs when there is nothing to do, `init_task`: pid 0.
     pub fn idle_task(&self) -> Task<'_, 'v, D> {
-        Task::new(self, self.init_task)
+        Task::new(self, self.init_task, None)
     }
 
     /// The address of a symbol of the kernel itself.
@@ -203,8 +240,6 @@ impl<D: X86Driver> fmt::Debug for Linux<'_, D> {
 
 #[cfg(test)]
 mod tests {
-    use vmi_core::ErrorKind;
-
     use super::*;
     use crate::test_guest::{INIT_TASK, TestGuest};
 

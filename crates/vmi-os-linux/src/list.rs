@@ -5,7 +5,62 @@ use core::iter::FusedIterator;
 
 use vmi_core::{AddressSpace, Driver, Error, ErrorKind, Result, VirtAddr};
 
-/// A walk over the nodes of a circular list, without its head.
+use crate::live::{self, Still};
+
+pub(crate) mod running;
+
+/// A node of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// Where its `struct list_head` is.
+    pub(crate) at: VirtAddr,
+    /// In a running guest, what tells its object from a later one at the same place; `None` where memory holds still.
+    pub(crate) identity: Option<u32>,
+}
+
+/// The nodes of a list, without its head: one by one where memory holds still ([`List`]), all at once in a running guest
+/// ([`running::collect`]).
+///
+/// `identity` reads what tells the object of a node from others that may come to lie at the same place.
+pub(crate) fn nodes<'a, 'v, D: Driver>(
+    space: &'a AddressSpace<'v, D>,
+    head: VirtAddr,
+    what: &'static str,
+    limit: usize,
+    identity: impl Fn(VirtAddr) -> Result<u32>,
+) -> Nodes<'a, 'v, D> {
+    if !live::runs(space.vmi()) {
+        return Nodes::Frozen(Still::new(space.vmi(), what, List::new(space, head, what, limit)));
+    }
+    match running::collect(space, head, what, limit, identity) {
+        Ok(nodes) => Nodes::Running(nodes.into_iter()),
+        Err(error) => Nodes::Failed(Some(error)),
+    }
+}
+
+/// See [`nodes`].
+pub(crate) enum Nodes<'a, 'v, D: Driver> {
+    Frozen(Still<'v, D, List<'a, 'v, D>>),
+    Running(std::vec::IntoIter<Node>),
+    Failed(Option<Error>),
+}
+
+impl<D: Driver> Iterator for Nodes<'_, '_, D> {
+    type Item = Result<Node>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Frozen(list) => Some(list.next()?.map(|at| Node { at, identity: None })),
+            Self::Running(nodes) => nodes.next().map(Ok),
+            Self::Failed(error) => error.take().map(Err),
+        }
+    }
+}
+
+impl<D: Driver> FusedIterator for Nodes<'_, '_, D> {}
+
+/// A walk over the nodes of a circular list, without its head, in memory that holds still.
 ///
 /// A list that does not lead back to its head ends in an error: where memory ends, after `limit` nodes, or when it runs in a circle
 /// that leaves out the head. The circle is found by Brent's algorithm ("An improved Monte Carlo factorization algorithm", 1980), which

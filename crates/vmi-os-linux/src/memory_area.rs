@@ -6,6 +6,7 @@ use vmi_arch_x86::X86Driver;
 use vmi_core::{Error, ErrorKind, Memory, MemoryArea, PAGE_SIZE, Result, VirtAddr};
 
 use crate::list::rows;
+use crate::live::{self, Still};
 use crate::maple_tree::MapleTree;
 use crate::{Linux, Task, path};
 
@@ -24,8 +25,15 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// The memory areas in ascending order, as /proc/PID/maps lists them; none if the task has no memory of its own.
     ///
     /// Areas that do not ascend end the walk in an error: the tree or list is damaged or was changed while it was read.
+    ///
+    /// Of a running guest the areas are read at once, as often as it takes for two readings to agree.
     pub fn memory_areas(&self) -> impl Iterator<Item = Result<MemoryArea>> + use<'l, 'v, D> {
-        rows(Areas::new(*self)).map(|area| area?.row())
+        let task = *self;
+        let read = move || rows(Areas::new(task)).map(|area| area?.row());
+        let vmi = self.linux.vmi();
+        let agreed = live::runs(vmi).then(|| self.whole(live::agreed(vmi, "a list of memory areas", || read().collect())));
+        let still = agreed.is_none().then(|| Still::new(vmi, "a list of memory areas", read()));
+        still.into_iter().flatten().chain(agreed.into_iter().flat_map(|areas| rows(areas.map(Vec::into_iter))))
     }
 }
 

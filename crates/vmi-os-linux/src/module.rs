@@ -3,10 +3,10 @@
 use core::fmt;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, Memory, Result, VirtAddr};
+use vmi_core::{Error, ErrorKind, Memory, Result, VirtAddr};
 
 use crate::Linux;
-use crate::list::{List, rows};
+use crate::list::{self, rows};
 
 /// More modules than any machine has loaded: 4 GiB of the address space hold all of them.
 const MAX_MODULES: usize = 1 << 16;
@@ -19,7 +19,8 @@ const OWN_REFERENCE: i32 = 1;
 /// MOD_MEM_NUM_TYPES is 7.
 const MAX_PARTS: u64 = 32;
 
-/// A loaded kernel module. Its fields are read when asked for.
+/// A loaded kernel module. Its fields are read when asked for; if a running guest has unloaded it by then,
+/// [`ErrorKind::Gone`] is the error.
 pub struct Module<'l, 'v, D: X86Driver> {
     pub(crate) linux: &'l Linux<'v, D>,
     pub(crate) at: VirtAddr,
@@ -37,10 +38,10 @@ impl<'v, D: X86Driver> Linux<'v, D> {
     /// The loaded modules, the last one loaded first, as /proc/modules lists them.
     pub fn modules(&self) -> impl Iterator<Item = Result<Module<'_, 'v, D>>> {
         let layout = &self.layout.module;
-        rows(self.symbol("modules").map(|head| List::new(&self.space, head, "the module list", MAX_MODULES)))
+        rows(self.symbol("modules").map(|head| list::nodes(&self.space, head, "the module list", MAX_MODULES, |_| Ok(0))))
             .map(|node| {
-                let module = Module { linux: self, at: layout.list.owner(node?)? };
-                let state: u32 = self.read(module.at, layout.state)?;
+                let module = Module { linux: self, at: layout.list.owner(node?.at)? };
+                let state: u32 = module.whole(self.read(module.at, layout.state))?;
                 Ok((state != UNFORMED).then_some(module))
             })
             .filter_map(Result::transpose)
@@ -53,15 +54,28 @@ impl<D: X86Driver> Module<'_, '_, D> {
         self.at
     }
 
+    /// What was read of it, if it is still loaded.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`] if it is not, whatever the outcome of the read was.
+    pub(crate) fn whole<T>(&self, read: Result<T>) -> Result<T> {
+        let node = self.linux.layout.module.list.of(self.at)?;
+        if list::running::holds(&self.linux.space, node) {
+            return read;
+        }
+        Err(ErrorKind::Gone { what: format!("the module at {}", self.at) }.into())
+    }
+
     /// Name.
     ///
     /// # Errors
-    /// As [`Memory::read_into`]; [`ErrorKind::NoType`](vmi_core::ErrorKind::NoType) if the guest's types do not have the member. The same holds for all
+    /// As [`Memory::read_into`]; [`ErrorKind::NoType`] if the guest's types do not have the member. The same holds for all
     /// methods that follow.
     pub fn name(&self) -> Result<String> {
         let name = self.linux.layout.module.name;
         let limit = MAX_NAME.min(usize::try_from(name.size()?).unwrap_or(MAX_NAME));
-        Ok(String::from_utf8_lossy(&self.linux.space.read_c_string(name.of(self.at)?, limit)?).into_owned())
+        let name = self.whole(self.linux.space.read_c_string(name.of(self.at)?, limit))?;
+        Ok(String::from_utf8_lossy(&name).into_owned())
     }
 
     /// The runs of memory that it takes, first address and size in bytes each: the one with its code first. Parts that it does not
@@ -70,6 +84,10 @@ impl<D: X86Driver> Module<'_, '_, D> {
     /// # Errors
     /// As [`Module::name`].
     pub fn parts(&self) -> Result<Vec<(VirtAddr, u64)>> {
+        self.whole(self.read_parts())
+    }
+
+    fn read_parts(&self) -> Result<Vec<(VirtAddr, u64)>> {
         let (linux, layout) = (self.linux, &self.linux.layout.module);
         if !layout.parts.exists() {
             return [(layout.core_base, layout.core_size), (layout.init_base, layout.init_size)]
@@ -107,7 +125,7 @@ impl<D: X86Driver> Module<'_, '_, D> {
         if !references.exists() {
             return Ok(None);
         }
-        let count: i32 = self.linux.read(self.at, references)?;
+        let count: i32 = self.whole(self.linux.read(self.at, references))?;
         // Below zero while the module goes away.
         Ok(Some(count.saturating_sub(OWN_REFERENCE).try_into().unwrap_or(0)))
     }
@@ -121,8 +139,6 @@ impl<D: X86Driver> fmt::Debug for Module<'_, '_, D> {
 
 #[cfg(test)]
 mod tests {
-    use vmi_core::ErrorKind;
-
     use super::*;
     use crate::test_guest::TestGuest;
 

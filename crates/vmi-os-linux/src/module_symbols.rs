@@ -5,7 +5,7 @@ use rustc_hash::FxHashSet;
 use vmi_arch_x86::X86Driver;
 use vmi_core::{Error, ErrorKind, Memory, Paging, Result, Symbols, SymbolsBuilder, VirtAddr};
 
-use crate::list::{List, rows};
+use crate::list;
 use crate::{Linux, Module};
 
 /// More symbols than any module has; the largest (graphics drivers) have some 50,000.
@@ -41,8 +41,10 @@ impl<D: X86Driver> Linux<'_, D> {
             builder.push(symbol.name, symbol.address, symbol.kind);
         }
         for module in self.modules() {
-            let symbols = module.and_then(|module| Ok((module.name()?, module.symbols()?)));
+            let symbols = module.and_then(|module| module.whole(module.name().and_then(|name| Ok((name, module.symbols()?)))));
             match symbols {
+                // Unloaded meanwhile.
+                Err(error) if matches!(error.kind(), ErrorKind::Gone { .. }) => {}
                 Ok((name, symbols)) => {
                     builder.module(&name);
                     for symbol in symbols {
@@ -66,13 +68,21 @@ impl<D: X86Driver> Linux<'_, D> {
     fn bpf_symbols(&self) -> impl Iterator<Item = Result<(String, VirtAddr)>> {
         let layout = &self.layout.bpf_symbol;
         let head = self.symbol("bpf_kallsyms").ok().filter(|_| layout.list.exists());
-        rows(Ok(head.into_iter().flat_map(|head| List::new(&self.space, head, "the list of BPF programs", MAX_PROGRAMS)))).map(
-            |node| {
-                let at = layout.list.owner(node?)?;
-                let name = self.space.read_c_string(layout.name.of(at)?, MAX_NAME)?;
-                Ok((String::from_utf8_lossy(&name).into_owned(), self.pointer(at, layout.start)?))
-            },
-        )
+        let nodes = |head| list::nodes(&self.space, head, "the list of BPF programs", MAX_PROGRAMS, |_| Ok(0));
+        head.into_iter()
+            .flat_map(nodes)
+            .map(|node| {
+                let node = node?.at;
+                let at = layout.list.owner(node)?;
+                let read = || {
+                    let name = self.space.read_c_string(layout.name.of(at)?, MAX_NAME)?;
+                    Ok((String::from_utf8_lossy(&name).into_owned(), self.pointer(at, layout.start)?))
+                };
+                let program = read();
+                // One that a running guest has unloaded meanwhile is no symbol any more.
+                if list::running::holds(&self.space, node) { program.map(Some) } else { Ok(None) }
+            })
+            .filter_map(Result::transpose)
     }
 }
 

@@ -7,7 +7,7 @@ use vmi_core::{Error, ErrorKind, Memory, Paging, Result, TypeSource, VirtAddr};
 
 use crate::Linux;
 use crate::btf::{self, Btf, BtfError};
-use crate::list::{List, rows};
+use crate::list::{self, rows};
 
 /// As many as there can be modules.
 const MAX_MODULES: usize = 1 << 16;
@@ -23,17 +23,19 @@ impl<D: X86Driver> Linux<'_, D> {
     /// [`ErrorKind::Corrupt`] if what it carries is no BTF; as [`Memory::read_into`].
     pub fn module_types(&self, module: &str) -> Result<Arc<dyn TypeSource>> {
         let layout = &self.layout.btf_module;
-        for node in
-            rows(self.symbol("btf_modules").map(|head| List::new(&self.space, head, "the list of module types", MAX_MODULES)))
-        {
-            let entry = layout.list.owner(node?)?;
+        let nodes = |head| list::nodes(&self.space, head, "the list of module types", MAX_MODULES, |_| Ok(0));
+        for node in rows(self.symbol("btf_modules").map(nodes)) {
+            let entry = layout.list.owner(node?.at)?;
             let owner = crate::Module { linux: self, at: self.pointer(entry, layout.module)? };
-            if owner.name()? != module {
-                continue;
+            match owner.name() {
+                Ok(name) if name == module => {}
+                Ok(_) => continue,
+                Err(error) if matches!(error.kind(), ErrorKind::Gone { .. }) => continue,
+                Err(error) => return Err(error),
             }
             let at = self.pointer(entry, layout.btf)?;
             let data = self.pointer(at, self.layout.btf.data)?;
-            let bytes = self.btf_bytes(data, u64::from(self.read::<u32>(at, self.layout.btf.data_size)?))?;
+            let bytes = owner.whole(self.btf_bytes(data, u64::from(self.read::<u32>(at, self.layout.btf.data_size)?)))?;
             let types = Btf::parse_split(self.kernel_btf()?, bytes).map_err(|error| broken(&error, data))?;
             return Ok(Arc::new(types.with_origin(format!("BTF of the module {module} in guest memory"))));
         }

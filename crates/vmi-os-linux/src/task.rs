@@ -5,9 +5,11 @@ use core::time::Duration;
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{AddressSpace, Error, ErrorKind, Memory, Paging, PhysAddr, Result, State, VirtAddr};
+use zerocopy::{FromBytes, IntoBytes};
 
-use crate::list::{List, rows};
-use crate::{Linux, ProcessMemory, path};
+use crate::layout::Member;
+use crate::list::{self, rows};
+use crate::{Linux, ProcessMemory, live, path};
 
 /// More threads than a process can have; see `MAX_TASKS`.
 const MAX_THREADS: usize = 1 << 22;
@@ -24,9 +26,14 @@ const MAX_TITLE: u64 = 4096;
 /// A thread, or the first thread of a process and as such the process. Its fields are read when asked for.
 ///
 /// Ids are those of the initial pid namespace.
+///
+/// In a running guest a task may end at any time, and another may come to lie in its place. Every method therefore looks again, after it
+/// has read, whether the task still is the one that was listed: if not, [`ErrorKind::Gone`] is the error, never the data of another.
 pub struct Task<'l, 'v, D: X86Driver> {
     pub(crate) linux: &'l Linux<'v, D>,
     at: VirtAddr,
+    /// Its own id when it was found in a running guest: what tells whether it still is the same.
+    pub(crate) found: Option<u32>,
 }
 
 impl<D: X86Driver> Clone for Task<'_, '_, D> {
@@ -38,8 +45,54 @@ impl<D: X86Driver> Clone for Task<'_, '_, D> {
 impl<D: X86Driver> Copy for Task<'_, '_, D> {}
 
 impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
-    pub(crate) fn new(linux: &'l Linux<'v, D>, at: VirtAddr) -> Self {
-        Self { linux, at }
+    pub(crate) fn new(linux: &'l Linux<'v, D>, at: VirtAddr, found: Option<u32>) -> Self {
+        Self { linux, at, found }
+    }
+
+    /// What was read of it, if it still is the task that was found.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`] if it is not, whatever the outcome of the read was.
+    pub(crate) fn whole<T>(&self, read: Result<T>) -> Result<T> {
+        let Some(found) = self.found else { return read };
+        let (linux, layout) = (self.linux, &self.linux.layout.task);
+        match linux.read::<u32>(self.at, layout.pid) {
+            // What is freed keeps its id until it is used again, but it has lost its user (exit_creds() in kernel/cred.c).
+            Ok(pid) if pid == found && read.is_err() && layout.real_cred.exists() => {
+                match linux.pointer_or_null(self.at, layout.real_cred) {
+                    Ok(None) => Err(self.gone(found)),
+                    _ => read,
+                }
+            }
+            Ok(pid) if pid == found => read,
+            Err(error) if !error.is_absent() => Err(error),
+            Ok(_) | Err(_) => Err(self.gone(found)),
+        }
+    }
+
+    /// The same task for reads that are not proven one by one: their outcome goes through [`Task::whole`] in the end.
+    pub(crate) fn unproven(&self) -> Self {
+        Self { found: None, ..*self }
+    }
+
+    fn gone(&self, found: u32) -> Error {
+        ErrorKind::Gone { what: format!("task {found}") }.into()
+    }
+
+    /// Reads a member.
+    fn member<T: FromBytes + IntoBytes>(&self, member: Member) -> Result<T> {
+        self.whole(self.linux.read(self.at, member))
+    }
+
+    /// What `read` finds in the object that `member` points to. The object stayed the same meanwhile.
+    fn behind<T>(&self, what: &'static str, member: Member, read: impl Fn(VirtAddr) -> Result<T>) -> Result<T> {
+        self.whole(live::behind(self.linux.vmi(), what, || self.linux.pointer(self.at, member), |at| read(*at)))
+    }
+
+    /// As [`Task::behind`], in its memory; `None` if it has none of its own.
+    fn in_memory<T>(&self, what: &'static str, read: impl Fn(VirtAddr) -> Result<T>) -> Result<Option<T>> {
+        let member = self.linux.layout.task.mm;
+        self.behind(what, member, |mm| if mm.is_null() { Ok(None) } else { read(mm).map(Some) })
     }
 
     /// Where its `struct task_struct` is.
@@ -53,7 +106,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// As [`Memory::read_into`]; [`ErrorKind::NoType`] if the guest's types do not have the member. The same holds for all
     /// methods that follow, unless they say more.
     pub fn pid(&self) -> Result<u32> {
-        self.linux.read(self.at, self.linux.layout.task.pid)
+        self.member(self.linux.layout.task.pid)
     }
 
     /// Id of the process that the thread belongs to.
@@ -61,7 +114,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::pid`].
     pub fn tgid(&self) -> Result<u32> {
-        self.linux.read(self.at, self.linux.layout.task.tgid)
+        self.member(self.linux.layout.task.tgid)
     }
 
     /// Id of the parent process: of the thread group that `real_parent` belongs to, as /proc shows it (a debugger is not a parent).
@@ -70,8 +123,8 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::pid`].
     pub fn parent_pid(&self) -> Result<u32> {
-        let parent = self.linux.pointer(self.at, self.linux.layout.task.real_parent)?;
-        self.linux.read(parent, self.linux.layout.task.tgid)
+        let layout = &self.linux.layout.task;
+        self.behind("the parent of a task", layout.real_parent, |parent| self.linux.read(parent, layout.tgid))
     }
 
     /// Name of at most 15 bytes (`comm`), what is not UTF-8 replaced. /proc appends to the names of kernel workers what they work on.
@@ -80,7 +133,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// As [`Task::pid`]; [`ErrorKind::Unterminated`] if no zero byte ends the name.
     pub fn name(&self) -> Result<String> {
         let at = self.linux.layout.task.comm.of(self.at)?;
-        let comm: [u8; COMM_LEN] = self.linux.space.read(at)?;
+        let comm: [u8; COMM_LEN] = self.whole(self.linux.space.read(at))?;
         match comm.split(|&byte| byte == 0).next() {
             Some(name) if name.len() < COMM_LEN => Ok(String::from_utf8_lossy(name).into_owned()),
             _ => Err(ErrorKind::Unterminated { at: at.get(), limit: COMM_LEN }.into()),
@@ -101,7 +154,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
         const LOCK_WAIT: u32 = 0x1000;
         const FROZEN: u32 = 0x8000;
         let layout = &self.linux.layout.task;
-        let exit: u32 = self.linux.read(self.at, layout.exit_state)?;
+        let exit: u32 = self.member(layout.exit_state)?;
         if exit & 0x20 != 0 {
             return Ok(State::Zombie);
         }
@@ -109,7 +162,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
             return Ok(State::Dead);
         }
         // A long before 5.14; all bits are in its low half.
-        let state: u32 = self.linux.read(self.at, layout.state)?;
+        let state: u32 = self.member(layout.state)?;
         if state & IDLE == IDLE {
             return Ok(State::Idle);
         }
@@ -132,7 +185,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// As [`Task::pid`].
     pub fn uid(&self) -> Result<u32> {
         let layout = &self.linux.layout;
-        self.linux.read(self.linux.pointer(self.at, layout.task.real_cred)?, layout.cred.euid)
+        self.behind("the user of a task", layout.task.real_cred, |cred| self.linux.read(cred, layout.cred.euid))
     }
 
     /// Effective group id, in the initial user namespace.
@@ -141,7 +194,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// As [`Task::pid`].
     pub fn gid(&self) -> Result<u32> {
         let layout = &self.linux.layout;
-        self.linux.read(self.linux.pointer(self.at, layout.task.real_cred)?, layout.cred.egid)
+        self.behind("the group of a task", layout.task.real_cred, |cred| self.linux.read(cred, layout.cred.egid))
     }
 
     /// When it started, counted from boot, time asleep included.
@@ -149,7 +202,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::pid`].
     pub fn start_time(&self) -> Result<Duration> {
-        Ok(Duration::from_nanos(self.linux.read(self.at, self.linux.layout.task.start)?))
+        self.member(self.linux.layout.task.start).map(Duration::from_nanos)
     }
 
     /// Whether it is a kernel thread: it never returns to user mode and has no user memory of its own.
@@ -161,7 +214,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
             // Types inferred by shape may lack the flags. Besides kernel threads only zombies have no memory.
             return Ok(self.mm()?.is_none() && !matches!(self.state(), Ok(State::Zombie | State::Dead)));
         }
-        let flags: u32 = self.linux.read(self.at, self.linux.layout.task.flags)?;
+        let flags: u32 = self.member(self.linux.layout.task.flags)?;
         Ok(flags & KERNEL_THREAD != 0)
     }
 
@@ -170,7 +223,7 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::pid`].
     pub fn mm(&self) -> Result<Option<VirtAddr>> {
-        self.linux.pointer_or_null(self.at, self.linux.layout.task.mm)
+        self.whole(self.linux.pointer_or_null(self.at, self.linux.layout.task.mm))
     }
 
     /// The root of its page tables. The kernel's half is mapped in it too.
@@ -178,8 +231,8 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::pid`].
     pub fn page_table(&self) -> Result<Option<PhysAddr>> {
-        let Some(mm) = self.mm()? else { return Ok(None) };
-        self.linux.physical(self.linux.pointer(mm, self.linux.layout.mm.pgd)?).map(Some)
+        let pgd = self.linux.layout.mm.pgd;
+        self.in_memory("the page tables of a task", |mm| self.linux.physical(self.linux.pointer(mm, pgd)?))
     }
 
     /// Its memory, pages included that it may not touch itself; `None` if it has none of its own, see [`Task::mm`].
@@ -206,8 +259,14 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::pid`], also if a page of them is not in memory; [`ErrorKind::Corrupt`] if their bounds cannot be.
     pub fn command_line(&self) -> Result<Vec<String>> {
-        let Some(mm) = self.mm()? else { return Ok(Vec::new()) };
+        self.in_memory("the arguments of a task", |mm| self.arguments(mm)).map(Option::unwrap_or_default)
+    }
+
+    fn arguments(&self, mm: VirtAddr) -> Result<Vec<String>> {
         let layout = &self.linux.layout.mm;
+        if !self.has_arguments(mm)? {
+            return Ok(Vec::new());
+        }
         let start = self.linux.pointer(mm, layout.arg_start)?;
         let bytes = self.read_between(mm, start, self.linux.pointer(mm, layout.arg_end)?)?;
         if bytes.last().is_none_or(|&last| last == 0) {
@@ -224,10 +283,22 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::command_line`].
     pub fn environment(&self) -> Result<Vec<String>> {
-        let Some(mm) = self.mm()? else { return Ok(Vec::new()) };
         let layout = &self.linux.layout.mm;
-        let (start, end) = (self.linux.pointer(mm, layout.env_start)?, self.linux.pointer(mm, layout.env_end)?);
-        Ok(strings(&self.read_between(mm, start, end)?))
+        let environment = self.in_memory("the environment of a task", |mm| {
+            if !self.has_arguments(mm)? {
+                return Ok(Vec::new());
+            }
+            let (start, end) = (self.linux.pointer(mm, layout.env_start)?, self.linux.pointer(mm, layout.env_end)?);
+            Ok(strings(&self.read_between(mm, start, end)?))
+        });
+        environment.map(Option::unwrap_or_default)
+    }
+
+    /// Whether its program has been started so far that it has arguments and an environment. While execve(2) runs, the end of both
+    /// is zero, and /proc shows none (fs/proc/base.c).
+    fn has_arguments(&self, mm: VirtAddr) -> Result<bool> {
+        let env_end = self.linux.layout.mm.env_end;
+        Ok(!env_end.exists() || !self.linux.pointer(mm, env_end)?.is_null())
     }
 
     /// The memory from `start` to `end`, which the program itself declared.
@@ -257,9 +328,14 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// # Errors
     /// As [`Task::pid`] and [`Linux::path`].
     pub fn executable(&self) -> Result<Option<String>> {
-        let Some(mm) = self.mm()? else { return Ok(None) };
-        let file = self.linux.pointer_or_null(mm, self.linux.layout.mm.exe_file)?;
-        file.map(|file| path::of_file(self.linux, file)).transpose()
+        let (linux, exe_file) = (self.linux, self.linux.layout.mm.exe_file);
+        let path = self.in_memory("the program of a task", |mm| {
+            let file = || linux.pointer_or_null(mm, exe_file);
+            live::behind(linux.vmi(), "the program of a task", file, |file| {
+                file.map(|file| path::of_file(linux, file)).transpose()
+            })
+        });
+        path.map(Option::flatten)
     }
 
     /// The threads of its process, itself included, the first thread first.
@@ -267,14 +343,21 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     /// Since 3.14 (commit 0c740d0afc3b) they are on the list `signal->thread_head`; the older `thread_group` is gone since 6.7
     /// (commit 8e1f385104ac).
     pub fn threads(&self) -> impl Iterator<Item = Result<Task<'l, 'v, D>>> + use<'l, 'v, D> {
-        let Self { linux, at } = *self;
-        let layout = &linux.layout;
-        let head = || match linux.pointer_or_null(at, layout.task.signal)? {
-            Some(signal) => layout.signal.thread_head.of(signal),
-            None => Err(Error::corrupt("a task without a thread group", at)),
-        };
-        rows(head().map(|head| List::new(&linux.space, head, "a thread list", MAX_THREADS)))
-            .map(move |node| Ok(Task::new(linux, linux.layout.task.thread_node.owner(node?)?)))
+        let Self { linux, at, found } = *self;
+        let (node, pid) = (linux.layout.task.thread_node, linux.layout.task.pid);
+        let identity = move |at| linux.read(node.owner(at)?, pid);
+        let threads = self.behind("the threads of a process", linux.layout.task.signal, |signal| {
+            if signal.is_null() {
+                // A task gives its group up when it ends, and stays until all of its kernel's readers have left.
+                return Err(found.map_or_else(|| Error::corrupt("a task without a thread group", at), |pid| self.gone(pid)));
+            }
+            let head = linux.layout.signal.thread_head.of(signal)?;
+            Ok(list::nodes(&linux.space, head, "a thread list", MAX_THREADS, identity))
+        });
+        rows(threads).map(move |thread| {
+            let thread = thread?;
+            Ok(Task::new(linux, node.owner(thread.at)?, thread.identity))
+        })
     }
 }
 
@@ -362,6 +445,16 @@ mod tests {
         let mut guest = guest();
         guest.text(0x20000, "sleep: until 10:01\0\0");
         with_task(guest, |task| assert_eq!(task.command_line().unwrap(), ["sleep: until 10:01"]));
+    }
+
+    #[test]
+    fn a_program_that_is_just_being_started_has_no_arguments_yet() {
+        let mut guest = guest();
+        guest.put(MM + 8, &[0x20000, 0, 0, 0]);
+        with_task(guest, |task| {
+            assert_eq!(task.command_line().unwrap(), [""; 0]);
+            assert_eq!(task.environment().unwrap(), [""; 0]);
+        });
     }
 
     /// Bounds are the program's own (prctl(PR_SET_MM)): no reader may trust them.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use vmi_arch_x86::{PagingMode, X86};
 use vmi_core::synthetic::SyntheticDriver;
 use vmi_core::{
-    Driver, Error, ErrorKind, Liveness, MachineInfo, Member, MemoryMap, PhysAddr, Region, Result, Structure, SymbolsBuilder,
-    Type, TypeId, TypeSource, VirtAddr, Vmi,
+    Control, Driver, Error, ErrorKind, Liveness, MachineInfo, Member, MemoryMap, PhysAddr, Region, Result, Structure,
+    SymbolsBuilder, Type, TypeId, TypeSource, VirtAddr, Vmi,
 };
 
 use crate::Kernel;
@@ -173,25 +173,49 @@ impl TestGuest {
         (Vmi::new(SyntheticDriver::with_arch([(PhysAddr::ZERO, self.bytes)])), Self::kernel(self.types, self.symbols))
     }
 
-    /// A running machine that writes `word` at `to` as soon as `watched` has been read.
-    pub(crate) fn build_racing(self, watched: u64, to: u64, word: u64) -> (Vmi<RacingDriver>, Kernel) {
+    /// A running machine that writes these words (address, word) as soon as `watched` has been read.
+    pub(crate) fn build_racing(self, watched: u64, words: &[(u64, u64)]) -> (Vmi<RunningDriver>, Kernel) {
+        let words = words.to_vec();
+        self.build_running(move |bytes, at| {
+            for (to, word) in words.iter().filter(|_| at == watched) {
+                bytes[*to as usize..][..8].copy_from_slice(&word.to_le_bytes());
+            }
+        })
+    }
+
+    /// A running machine whose memory `change` changes after every read; it is told the address that was read.
+    pub(crate) fn build_running(self, change: impl FnMut(&mut [u8], u64) + Send + 'static) -> (Vmi<RunningDriver>, Kernel) {
         let memory = MemoryMap::new(Region::new(PhysAddr::ZERO, SIZE as u64));
-        let machine = MachineInfo { name: "racing".to_owned(), memory, liveness: Liveness::Live, notes: Vec::new() };
-        let driver = RacingDriver { machine, bytes: Mutex::new(self.bytes), watched, to, word };
+        let machine = MachineInfo { name: "running".to_owned(), memory, liveness: Liveness::Live, notes: Vec::new() };
+        let driver = RunningDriver { machine, guest: Mutex::new((self.bytes, Box::new(change))), pauses: Mutex::new((0, 0)) };
         (Vmi::new(driver), Self::kernel(self.types, self.symbols))
     }
 }
 
-/// See [`TestGuest::build_racing`].
-pub(crate) struct RacingDriver {
+type Change = Box<dyn FnMut(&mut [u8], u64) + Send>;
+
+/// See [`TestGuest::build_running`]. It stands still while it is paused.
+pub(crate) struct RunningDriver {
     machine: MachineInfo,
-    bytes: Mutex<Vec<u8>>,
-    watched: u64,
-    to: u64,
-    word: u64,
+    guest: Mutex<(Vec<u8>, Change)>,
+    /// How many pauses hold it, and how many there have been.
+    pauses: Mutex<(u32, u64)>,
 }
 
-impl Driver for RacingDriver {
+impl Control for RunningDriver {
+    fn pause(&self) -> Result<()> {
+        let mut pauses = self.pauses.lock().unwrap();
+        *pauses = (pauses.0 + 1, pauses.1 + 1);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.pauses.lock().unwrap().0 -= 1;
+        Ok(())
+    }
+}
+
+impl Driver for RunningDriver {
     type Arch = X86;
 
     fn machine(&self) -> &MachineInfo {
@@ -199,13 +223,19 @@ impl Driver for RacingDriver {
     }
 
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
-        let mut bytes = self.bytes.lock().unwrap();
+        let mut guest = self.guest.lock().unwrap();
+        let (bytes, change) = &mut *guest;
         let start = at.get() as usize;
         let from = bytes.get(start..start + buf.len()).ok_or_else(|| Error::hole(at))?;
         buf.copy_from_slice(from);
-        if at.get() == self.watched {
-            bytes[self.to as usize..][..8].copy_from_slice(&self.word.to_le_bytes());
+        if self.epoch().is_none() {
+            change(bytes, at.get());
         }
         Ok(())
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        let (held, paused) = *self.pauses.lock().unwrap();
+        (held > 0).then_some(paused)
     }
 }

@@ -20,11 +20,15 @@ pub struct SharedRam {
     skip: usize,
     len: usize,
     writable: bool,
+    /// The file and where the part starts in it, to ask what of it was never written.
+    #[cfg(target_os = "linux")]
+    origin: (File, u64),
 }
 
 impl SharedRam {
     /// Maps `len` bytes of `file` from `offset`, both in bytes and of any alignment. A `writable` mapping needs a file that is open for
-    /// reading and writing. Files of hugetlbfs and memfds of huge pages are mapped by whole huge pages.
+    /// reading and writing. Files of hugetlbfs and memfds of huge pages are mapped by whole huge pages. The file's read position is
+    /// moved by later questions for its holes: use a descriptor that nobody else reads from.
     ///
     /// The mapping is left out of core dumps of this process.
     ///
@@ -50,7 +54,15 @@ impl SharedRam {
         #[cfg(target_os = "linux")]
         let _ = map.advise(Advice::DontDump);
         // Both are at most `whole`, which is a `usize`.
-        Ok(Self { map, skip: offset.wrapping_sub(start) as usize, len: len as usize, writable })
+        let (skip, len) = (offset.wrapping_sub(start) as usize, len as usize);
+        Ok(Self {
+            map,
+            skip,
+            len,
+            writable,
+            #[cfg(target_os = "linux")]
+            origin: (file.try_clone()?, offset),
+        })
     }
 
     /// Length of the part in bytes, at least 1.
@@ -67,6 +79,27 @@ impl SharedRam {
     /// Where the part starts in this process: what `/proc/self/maps` lists it under.
     pub fn address(&self) -> usize {
         self.host() as usize
+    }
+
+    /// Whether `len` bytes at `offset` are a hole of the file: all zero, and no memory behind them until somebody touches them, if only to
+    /// read. `false` where the file does not tell.
+    #[cfg(target_os = "linux")]
+    fn is_hole(&self, offset: u64, len: u64) -> bool {
+        use nix::unistd::{Whence, lseek};
+        let (file, start) = &self.origin;
+        let Some(from) = start.checked_add(offset) else { return false };
+        let Ok(seek) = nix::libc::off_t::try_from(from) else { return false };
+        match lseek(file, seek, Whence::SeekData) {
+            Ok(data) => u64::try_from(data).is_ok_and(|data| data >= from.saturating_add(len)),
+            // No data from there to the end of the file (lseek(2)).
+            Err(nix::errno::Errno::ENXIO) => true,
+            Err(_) => false,
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn is_hole(&self, _: u64, _: u64) -> bool {
+        false
     }
 
     fn host(&self) -> *mut u8 {
@@ -106,6 +139,9 @@ pub struct LivePiece {
     pub offset: u64,
 }
 
+/// What keeps live memory mapped: its pieces, ascending.
+struct LivePieces(Vec<LivePiece>);
+
 impl GuestMapping {
     /// Maps `pieces` of the RAM of a running machine. Pieces must not overlap each other in the guest; several may show the same bytes.
     ///
@@ -124,8 +160,21 @@ impl GuestMapping {
             // if it says so.
             regions.push(unsafe { MappedRegion::new(*region, host, ram.writable) });
         }
-        let rams: Vec<Arc<SharedRam>> = pieces.iter().map(|piece| Arc::clone(&piece.ram)).collect();
-        Self::from_regions(regions, Liveness::Live, Arc::new(rams))
+        let mut kept = pieces.to_vec();
+        kept.sort_by_key(|piece| piece.region.start());
+        Self::from_regions(regions, Liveness::Live, Arc::new(LivePieces(kept)))
+    }
+
+    /// Whether `len` bytes at `at` are live memory that nobody has touched yet: they read as zero, and reading them would make the host
+    /// set memory aside for them. `false` where that is not known.
+    pub(crate) fn is_untouched(&self, at: PhysAddr, len: u64) -> bool {
+        let Some(LivePieces(pieces)) = self.shared.keep_alive.downcast_ref::<LivePieces>() else { return false };
+        let index = pieces.partition_point(|piece| piece.region.end() <= at);
+        pieces.get(index).is_some_and(|piece| {
+            at.offset_from(piece.region.start())
+                .filter(|offset| offset.checked_add(len).is_some_and(|end| end <= piece.region.len()))
+                .is_some_and(|offset| piece.ram.is_hole(piece.offset.saturating_add(offset), len))
+        })
     }
 
     /// Writes `data` to guest-physical `at`. An aligned word of 1, 2, 4 or 8 bytes is one store: the guest never sees half of it.

@@ -6,6 +6,8 @@
 
 mod copy;
 mod live;
+#[cfg(target_os = "linux")]
+mod private;
 
 use core::fmt;
 use std::any::Any;
@@ -15,6 +17,8 @@ use std::sync::Arc;
 
 use crate::{Error, Liveness, MemoryMap, PhysAddr, Region, Result};
 pub use live::{LivePiece, SharedRam};
+#[cfg(target_os = "linux")]
+pub(crate) use private::{BLOCK, Budget, PrivateMemory};
 
 /// A file mapped into memory for reading.
 ///
@@ -77,12 +81,12 @@ struct Shared {
     /// Ascending, disjoint; each within what `keep_alive` keeps mapped.
     regions: Vec<MappedRegion>,
     liveness: Liveness,
-    _keep_alive: Arc<dyn Any + Send + Sync>,
+    keep_alive: Arc<dyn Any + Send + Sync>,
 }
 
 // SAFETY: frozen memory is only read through the pointers, by volatile loads or as shared slices. Live memory is read and written by
 // volatile accesses and never lent out; it belongs to another process that writes it at any time anyway. What the pointers point at stays
-// mapped as long as `_keep_alive` lives, whichever thread drops it.
+// mapped as long as `keep_alive` lives, whichever thread drops it.
 unsafe impl Send for MappedRegion {}
 // SAFETY: as above; concurrent volatile accesses need no more.
 unsafe impl Sync for MappedRegion {}
@@ -142,7 +146,7 @@ impl GuestMapping {
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
-        // The reference is taken once: what it points at lives as long as the store, which `_keep_alive` holds.
+        // The reference is taken once: what it points at lives as long as the store, which `keep_alive` holds.
         let bytes: &[u8] = (*store).as_ref();
         let mut regions = Vec::with_capacity(pieces.len());
         for piece in pieces {
@@ -181,7 +185,7 @@ impl GuestMapping {
 
     fn from_sorted(regions: Vec<MappedRegion>, liveness: Liveness, keep_alive: Arc<dyn Any + Send + Sync>) -> Self {
         let largest = regions.iter().max_by_key(|region| region.len).copied().unwrap_or(MappedRegion::NONE);
-        Self { largest, shared: Arc::new(Shared { regions, liveness, _keep_alive: keep_alive }) }
+        Self { largest, shared: Arc::new(Shared { regions, liveness, keep_alive }) }
     }
 
     /// The guest-physical memory that is mapped.

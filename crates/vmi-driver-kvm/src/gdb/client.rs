@@ -10,7 +10,7 @@ use vmi_arch_x86::Registers;
 use vmi_core::VcpuId;
 
 use super::address::GdbAddress;
-use super::connection::{Connection, Deadline};
+use super::connection::Connection;
 use super::detach::LastWords;
 use super::error::{GdbCause, GdbError};
 use super::layout::{Layout, MAX_BYTES};
@@ -20,6 +20,7 @@ use super::reply::{
     Features, Stop, StopReason, StopReply, ThreadId, accept, expect_ok, hex_bytes, misunderstood, push_hex_bytes, thread_list,
 };
 use super::run::Trap;
+use crate::deadline::Deadline;
 
 /// How long to wait, and how much at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -485,7 +486,7 @@ impl GdbClient {
     /// Brings the stub into a known state, whatever it was doing: the guest stopped, no request under way.
     pub(super) fn settle(&mut self, deadline: Deadline) -> Result<(), GdbCause> {
         self.connection.forget();
-        let words = LastWords::new(self.features.packet_size, &[]);
+        let words = LastWords::new(self.features.packet_size, &self.threads);
         self.connection.raw(words.calm());
         (self.selected, self.physical, self.current) = (None, None, None);
         loop {

@@ -7,46 +7,18 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
 use nix::sys::stat::Mode;
 
 use super::address::GdbAddress;
 use super::error::GdbCause;
 use super::packet::{Decoder, Item, encode};
-
-/// A point in time that a wait does not pass.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
-    at: Option<Instant>,
-    pub(super) limit: Duration,
-}
-
-impl Deadline {
-    pub(super) fn after(limit: Duration) -> Self {
-        Self { at: Instant::now().checked_add(limit), limit }
-    }
-
-    /// What is left, for `poll`: at least a millisecond unless the time is over.
-    fn timeout(self) -> PollTimeout {
-        let left = self.left();
-        let ms = if left.is_zero() { 0 } else { left.as_millis().saturating_add(1) };
-        PollTimeout::from(u16::try_from(ms).unwrap_or(u16::MAX))
-    }
-
-    pub(super) fn left(self) -> Duration {
-        // Without a representable end there is no end within our lifetime.
-        self.at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
-    }
-
-    pub(super) fn is_over(self) -> bool {
-        self.left().is_zero()
-    }
-}
+use crate::deadline::Deadline;
 
 /// A connection to a stub.
 #[derive(Debug)]
@@ -110,18 +82,13 @@ impl Connection {
         }
     }
 
-    /// Whether there is something left to send.
-    pub(super) fn has_outgoing(&self) -> bool {
-        !self.outgoing.is_empty()
-    }
-
     /// The next item from the stub; `None` if none came in time.
     pub(super) fn next(&mut self, deadline: Deadline) -> Result<Option<Item>, GdbCause> {
         loop {
             if !self.outgoing.is_empty() {
                 self.send()?;
             }
-            if let Some(item) = self.decoder.next()? {
+            if let Some(item) = self.decoder.next_item()? {
                 self.ack_owed |= self.acks && matches!(item, Item::Packet(_));
                 return Ok(Some(item));
             }

@@ -10,10 +10,10 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use vmi_core::VcpuId;
 
 use super::client::{GdbClient, State};
-use super::connection::Deadline;
 use super::error::{GdbCause, GdbError};
 use super::packet::encode;
 use super::reply::{StopReason, ThreadId, expect_ok};
+use crate::deadline::Deadline;
 
 /// How long a vCPU may take for one instruction before it is taken for one that waits.
 const STEP_TIME: Duration = Duration::from_millis(20);
@@ -37,9 +37,11 @@ const STEPS: usize = 8;
 /// x x x.. more than the stub's buffer holds: half a packet is given up, not executed. Neither x is a digit of a checksum,
 ///         nor anything else. (To end it with a checksum of our own would execute it if that happened to be right.)
 /// +       acknowledges what the x may have caused
-/// $qSupported#37
+/// $vAttach;1#37
+///         it may be that the one who is gone had detached just before; another `D` would then make QEMU 7.2 follow a null pointer
+/// $qqemu.sstepbits#38
 /// ```
-/// Then the answer to the last request must be awaited; it begins with `PacketSize=`. Whoever sends everything at once loses a race: a vCPU
+/// Then the answer to the last request must be awaited; it begins with `ENABLE=`, and no other answer does. Whoever sends everything at once loses a race: a vCPU
 /// that met a breakpoint just before has ordered a stop that QEMU's main loop carries out only after it has read what we sent, and the guest
 /// would stand still after the detach. All the while, what the stub sends must be read, as it may not read on before.
 ///
@@ -59,13 +61,16 @@ pub struct LastWords {
 
 impl LastWords {
     /// The beginning of the answer that ends the first part.
-    pub(super) const MARK: &'static [u8] = b"PacketSize=";
+    pub(super) const MARK: &'static [u8] = b"ENABLE=";
 
     pub(super) fn new(packet_size: usize, threads: &[ThreadId]) -> Self {
         let mut calm = b"\x03+\x03+".to_vec();
         calm.resize(calm.len().saturating_add(packet_size).saturating_add(16), b'x');
         calm.push(b'+');
-        encode(b"qSupported", &mut calm);
+        for process in processes(threads) {
+            encode(format!("vAttach;{:x}", process.unwrap_or(1)).as_bytes(), &mut calm);
+        }
+        encode(b"qqemu.sstepbits", &mut calm);
         let mut part = b"+".to_vec();
         encode(b"Qqemu.PhyMemMode:0", &mut part);
         let farewells = farewells(threads);
@@ -126,13 +131,17 @@ impl LastWords {
     }
 }
 
-/// The requests that detach from all processes of these threads.
-fn farewells(threads: &[ThreadId]) -> Vec<Vec<u8>> {
+fn processes(threads: &[ThreadId]) -> Vec<Option<u64>> {
     let mut processes: Vec<_> = threads.iter().map(|thread| thread.process).collect();
     processes.sort_unstable();
     processes.dedup();
-    let farewell = |process: &Option<u64>| process.map_or_else(|| b"D".to_vec(), |process| format!("D;{process:x}").into_bytes());
-    processes.iter().map(farewell).collect()
+    processes
+}
+
+/// The requests that detach from all processes of these threads.
+fn farewells(threads: &[ThreadId]) -> Vec<Vec<u8>> {
+    let farewell = |process: Option<u64>| process.map_or_else(|| b"D".to_vec(), |process| format!("D;{process:x}").into_bytes());
+    processes(threads).into_iter().map(farewell).collect()
 }
 
 /// Sends, and listens for the mark and the ends of packets.
@@ -272,7 +281,7 @@ impl GdbClient {
     ///
     /// TCG notes a hit and stops after the instruction. If something else stops the guest between the two, the note outlives the
     /// watchpoint, and a guest without a debugger would stop for good. Stepping the vCPU brings the stop about.
-    fn drain(&mut self, deadline: Deadline) -> Result<(), GdbCause> {
+    pub(super) fn drain(&mut self, deadline: Deadline) -> Result<(), GdbCause> {
         let cause = |error: GdbError| error.cause().clone();
         for vcpu in (0..).map(VcpuId).take(self.vcpus().len()) {
             // A step may touch what is watched and leave a note itself.
@@ -321,7 +330,7 @@ mod tests {
         let words = LastWords::new(0x1000, &threads);
         assert_eq!(LastWords::in_advance(), expected);
         assert_eq!(words.part(), expected);
-        assert!(words.calm().starts_with(b"\x03+\x03+xxx") && words.calm().ends_with(b"x+$qSupported#37"));
+        assert!(words.calm().starts_with(b"\x03+\x03+xxx") && words.calm().ends_with(b"x+$vAttach;1#37$qqemu.sstepbits#38"));
         assert!(words.calm().iter().filter(|byte| **byte == b'x').count() > 0x1000);
         assert_eq!(farewells(&[ThreadId { process: None, thread: 1 }]), [b"D"]);
     }

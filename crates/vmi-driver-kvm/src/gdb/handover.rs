@@ -4,9 +4,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::client::{GdbClient, State};
-use super::connection::{Connection, Deadline};
+use super::connection::Connection;
 use super::error::GdbError;
 use super::{GdbOptions, StopReason};
+use crate::deadline::Deadline;
 
 impl GdbClient {
     /// As [`connect`](Self::connect), over a connection that stands already. `name` is for messages.
@@ -29,6 +30,10 @@ impl GdbClient {
     pub fn leave_stopped(mut self) -> Result<(), GdbError> {
         if self.state == State::Running {
             self.interrupt()?;
+        }
+        if self.watched {
+            let deadline = Deadline::after(self.options.reply);
+            self.drain(deadline).map_err(|cause| self.error("leaving the stub", cause))?;
         }
         for trap in self.traps().to_vec() {
             self.remove(trap.kind, trap.at, trap.len)?;

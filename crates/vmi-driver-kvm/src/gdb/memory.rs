@@ -3,10 +3,10 @@
 use vmi_core::{PhysAddr, VcpuId, VirtAddr};
 
 use super::client::GdbClient;
-use super::connection::Deadline;
 use super::error::{GdbCause, GdbError};
 use super::packet::Item;
 use super::reply::{StopReply, accept, expect_ok, hex_into, misunderstood, push_hex_bytes};
+use crate::deadline::Deadline;
 
 /// One of several reads of physical memory.
 #[derive(Debug)]

@@ -87,7 +87,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`GdbCause::TooLong`] if a packet does not end, or expands beyond measure.
-    pub fn next(&mut self) -> Result<Option<Item>, GdbCause> {
+    pub fn next_item(&mut self) -> Result<Option<Item>, GdbCause> {
         loop {
             let rest = self.bytes.get(self.start..).unwrap_or_default();
             let Some((&first, body)) = rest.split_first() else { return Ok(None) };
@@ -183,7 +183,7 @@ mod tests {
     fn items(bytes: &[u8]) -> Vec<Item> {
         let mut decoder = Decoder::default();
         decoder.push(bytes);
-        std::iter::from_fn(|| decoder.next().unwrap()).collect()
+        std::iter::from_fn(|| decoder.next_item().unwrap()).collect()
     }
 
     #[test]
@@ -220,10 +220,10 @@ mod tests {
         decoder.push(b"$");
         for _ in 0..16 {
             decoder.push(&[b'0'; MAX_PACKET / 16]);
-            assert_eq!(decoder.next().unwrap(), None);
+            assert_eq!(decoder.next_item().unwrap(), None);
         }
         decoder.push(b"0");
-        assert!(matches!(decoder.next(), Err(GdbCause::TooLong { .. })));
+        assert!(matches!(decoder.next_item(), Err(GdbCause::TooLong { .. })));
         let mut bomb = b"$0".to_vec();
         bomb.extend(b"*~".repeat(MAX_PACKET / 90));
         let sum = bomb.iter().skip(1).fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
@@ -231,7 +231,7 @@ mod tests {
         push_hex(sum, &mut bomb);
         decoder.clear();
         decoder.push(&bomb);
-        assert!(matches!(decoder.next(), Err(GdbCause::TooLong { .. })));
+        assert!(matches!(decoder.next_item(), Err(GdbCause::TooLong { .. })));
     }
 
     proptest! {
@@ -246,7 +246,7 @@ mod tests {
             let mut got = Vec::new();
             for bytes in stream.chunks(cut) {
                 decoder.push(bytes);
-                while let Some(item) = decoder.next().unwrap() {
+                while let Some(item) = decoder.next_item().unwrap() {
                     got.push(item);
                 }
             }
@@ -260,7 +260,7 @@ mod tests {
             let mut got = Vec::new();
             for bytes in bytes.chunks(cut) {
                 decoder.push(bytes);
-                while let Some(item) = decoder.next().unwrap() {
+                while let Some(item) = decoder.next_item().unwrap() {
                     got.push(item);
                 }
             }

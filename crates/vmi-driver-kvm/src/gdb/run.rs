@@ -5,10 +5,10 @@ use std::time::Duration;
 use vmi_core::{VcpuId, VirtAddr};
 
 use super::client::{GdbClient, State};
-use super::connection::Deadline;
 use super::error::{GdbCause, GdbError};
 use super::packet::Item;
 use super::reply::{Stop, StopReason, StopReply, TrapKind, accept, misunderstood};
+use crate::deadline::Deadline;
 
 /// A breakpoint or watchpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,7 +48,8 @@ impl GdbClient {
         Ok(())
     }
 
-    /// Removes a trap that was inserted with the same values.
+    /// Removes a trap that was inserted with the same values. TCG notes the hit of a watchpoint before it stops for it: a vCPU that something else
+    /// stopped between the two stops once more when it runs, although the watchpoint is gone. Detaching takes such stops away.
     ///
     /// # Errors
     /// [`GdbCause::Refused`] if there is none.

@@ -8,13 +8,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Monitor, MonitorError, beginning};
+use crate::deadline::Deadline;
 
 /// The longest line that is taken from QEMU. The longest answers are texts of the human monitor, some hundred KiB.
 const MAX_LINE: usize = 16 << 20;
@@ -99,7 +100,7 @@ impl QmpSocket {
         let peer = getsockopt(&stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid());
         let handle = stream.try_clone().map_err(failed)?;
         let mut connection = Connection { stream, pending: Vec::new(), searched: 0, next_id: 0, closed: false };
-        let greeting = connection.line(Instant::now() + options.greeting).map_err(|error| match error {
+        let greeting = connection.line(Deadline::after(options.greeting)).map_err(|error| match error {
             NoLine::TimedOut => MonitorError::Taken { monitor: monitor(), limit: options.greeting },
             NoLine::Ended => MonitorError::Closed { monitor: monitor(), command: "greeting".to_owned() },
             NoLine::Failed(source) => failed(source),
@@ -136,7 +137,7 @@ impl QmpSocket {
             }
             NoLine::Failed(source) => MonitorError::Io { monitor: self.describe(), command: command.to_owned(), source },
         };
-        let deadline = Instant::now() + self.limit;
+        let deadline = Deadline::after(self.limit);
         let id = connection.next_id;
         connection.next_id = id.wrapping_add(1);
         let request = json!({ "execute": command, "arguments": arguments, "id": id });
@@ -187,7 +188,7 @@ impl Monitor for QmpSocket {
 
 impl Connection {
     /// Sends a request, and a file with its first byte (QEMU: `getfd` in qapi/misc.json).
-    fn send(&mut self, request: &Value, file: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<(), NoLine> {
+    fn send(&mut self, request: &Value, file: Option<BorrowedFd<'_>>, deadline: Deadline) -> Result<(), NoLine> {
         if self.closed {
             return Err(NoLine::Ended);
         }
@@ -202,7 +203,7 @@ impl Connection {
     }
 
     /// The next line, without its end.
-    fn line(&mut self, deadline: Instant) -> Result<Vec<u8>, NoLine> {
+    fn line(&mut self, deadline: Deadline) -> Result<Vec<u8>, NoLine> {
         loop {
             let fresh = self.pending.get(self.searched..).unwrap_or_default();
             if let Some(end) = fresh.iter().position(|&byte| byte == b'\n') {
@@ -258,8 +259,8 @@ fn send_file(stream: &UnixStream, line: &[u8], file: BorrowedFd<'_>) -> io::Resu
 }
 
 /// What is left until `deadline`; never zero, which a socket would take for "no limit".
-fn left(deadline: Instant) -> Result<Duration, NoLine> {
-    let left = deadline.saturating_duration_since(Instant::now());
+fn left(deadline: Deadline) -> Result<Duration, NoLine> {
+    let left = deadline.left();
     if left.is_zero() { Err(NoLine::TimedOut) } else { Ok(left.max(Duration::from_millis(1))) }
 }
 

@@ -92,6 +92,14 @@ pub enum Failure {
     /// No list of tasks.
     #[error("{0}")]
     NoTasks(String),
+    /// A kernel that no vCPU of a running guest runs under: what a machine that was reset leaves behind.
+    #[error("the kernel in memory does not run ({release}): {}", .vcpus.join(", "))]
+    NotRunning {
+        /// Its banner up to the release.
+        release: String,
+        /// What the vCPUs do instead, one sentence each.
+        vcpus: Vec<String>,
+    },
     /// VMCOREINFO lacks what is needed.
     #[error("VMCOREINFO without {0}")]
     Incomplete(&'static str),
@@ -106,6 +114,7 @@ impl Failure {
             Self::NothingMapped { .. } => 2,
             Self::NoTable { .. } | Self::NoSymbols { .. } => 3,
             Self::Stale { .. } => 4,
+            Self::NotRunning { .. } => 5,
         }
     }
 }
@@ -117,6 +126,8 @@ pub struct DiscoverError {
     pub machine: String,
     /// What each strategy missed, in the order in which they were tried.
     pub attempts: Vec<(Strategy, Failure)>,
+    /// Whether the guest may run: then it may be in its firmware, its boot loader or an early part of its start.
+    pub live: bool,
 }
 
 impl fmt::Display for DiscoverError {
@@ -124,6 +135,9 @@ impl fmt::Display for DiscoverError {
         write!(f, "no Linux kernel found in {}", self.machine)?;
         for (strategy, failure) in &self.attempts {
             write!(f, "\n  - {strategy}: {failure}")?;
+        }
+        if self.live {
+            f.write_str("\n  A guest that is still in its firmware, its boot loader or the first moments of its kernel has no kernel to find yet: try again when it has booted")?;
         }
         f.write_str("\n  What helps: an image with vCPU registers (ELF core), the kernel's page-table root (CR3), or its System.map or vmlinux")
     }

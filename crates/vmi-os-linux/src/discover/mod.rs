@@ -27,13 +27,16 @@ use image::KernelImage;
 use kallsyms::Reject;
 use scan::Hits;
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{Note, PhysAddr, Symbols, TypeSource, Vmi};
+use vmi_core::{Liveness, Note, PhysAddr, Symbols, TypeSource, Vmi};
 
-use crate::Kernel;
 use crate::shape::{self, Hints};
+use crate::{Kernel, live};
 
 /// Symbol tables that are looked at; more are a trap.
 const MAX_TABLES: usize = 32;
+
+/// How often the vCPUs of a running guest are asked for page tables that map a kernel.
+const MAX_LOOKS: usize = 4;
 
 /// What the user knows already, and which strategies to use.
 #[derive(Clone, Debug)]
@@ -67,10 +70,12 @@ pub fn find<D: X86Driver>(vmi: &Vmi<D>) -> Result<Kernel, DiscoverError> {
 /// # Errors
 /// As [`find`].
 pub fn find_with<D: X86Driver>(vmi: &Vmi<D>, options: &Options) -> Result<Kernel, DiscoverError> {
+    // Where the guest cannot be held, reading says why.
+    let _held = vmi.hold_for_reading().inspect_err(|error| tracing::debug!(%error, "not held"));
     let search = Search { vmi, options, hits: OnceCell::new() };
     let mut attempts = Vec::new();
     for &strategy in options.strategies.iter().filter(|&&strategy| strategy != Strategy::GivenRoot || options.root.is_some()) {
-        match search.attempt(strategy) {
+        match search.attempt(strategy).and_then(|kernel| search.is_running(strategy, &kernel).map(|()| kernel)) {
             Ok(mut kernel) => {
                 tracing::debug!(%strategy, root = %kernel.root, banner = kernel.banner, "kernel found");
                 // What a cheaper strategy had in hand and could not use is remarkable; what it had not is not.
@@ -86,7 +91,8 @@ pub fn find_with<D: X86Driver>(vmi: &Vmi<D>, options: &Options) -> Result<Kernel
             }
         }
     }
-    Err(DiscoverError { machine: vmi.machine().name.clone(), attempts })
+    let live = vmi.machine().liveness == Liveness::Live;
+    Err(DiscoverError { machine: vmi.machine().name.clone(), attempts, live })
 }
 
 /// One search: the strategies that scan all memory share one scan.
@@ -105,7 +111,7 @@ impl<D: X86Driver> Search<'_, D> {
                 let modes = [PagingMode::Level4, PagingMode::Level5, PagingMode::Pae, PagingMode::Bits32];
                 self.first_kernel(modes.into_iter().flat_map(|mode| registers::readings(root, mode)))
             }
-            Strategy::Registers => self.first_kernel(registers::roots(vmi)?),
+            Strategy::Registers => self.kernel_by_registers(),
             Strategy::Note => {
                 let note = vmi.machine().notes.iter().find_map(|note| match note {
                     Note::VmCoreInfo(text) => Some(text),
@@ -120,6 +126,28 @@ impl<D: X86Driver> Search<'_, D> {
             }),
             Strategy::Kallsyms => self.kernel_by_symbols(),
             Strategy::Tasks => self.kernel_by_tasks(),
+        }
+    }
+
+    /// The kernel that a vCPU runs under. In a running guest the process whose page tables a vCPU used may end before they are
+    /// read: then the vCPUs are asked again.
+    fn kernel_by_registers(&self) -> Result<Kernel, Failure> {
+        let mut left = if live::runs(self.vmi) { MAX_LOOKS } else { 1 };
+        loop {
+            left = left.saturating_sub(1);
+            match self.first_kernel(registers::roots(self.vmi)?) {
+                Err(Failure::NothingMapped { .. } | Failure::Stale { .. } | Failure::NoSymbols { .. }) if left > 0 => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether a kernel that was found in the memory of a live machine runs, as far as the vCPUs tell.
+    fn is_running(&self, strategy: Strategy, kernel: &Kernel) -> Result<(), Failure> {
+        match strategy {
+            Strategy::GivenRoot | Strategy::Registers => Ok(()),
+            _ if self.vmi.machine().liveness == Liveness::Frozen => Ok(()),
+            _ => registers::run(self.vmi, kernel),
         }
     }
 

@@ -4,30 +4,87 @@ use vmi_arch_x86::{PagingMode, X86Driver};
 use vmi_core::{Paging, PhysAddr, VcpuId, Vmi};
 
 use super::Failure;
+use crate::Kernel;
 
 /// vCPUs that are asked.
 const MAX_VCPUS: u32 = 64;
+
+/// How often the vCPUs are asked before it is said that none of them runs a kernel.
+const LOOKS: usize = 4;
+
+/// CR0.PG (Intel SDM, volume 3, section 2.5).
+const PAGING: u64 = 1 << 31;
 
 /// The bit of CR3 by which the kernel tells a process's user page tables from its kernel ones under page-table isolation
 /// (kernel: arch/x86/include/asm/pgtable.h, PTI_PGTABLE_SWITCH_BIT).
 const PTI_USER: u64 = 1 << 12;
 
 /// The roots in use, most probable first. Without isolation that bit is part of the address, so each root comes in both readings.
+/// A vCPU that is in its firmware, is not started or cannot be read leaves the others to be asked.
 pub(super) fn roots<D: X86Driver>(vmi: &Vmi<D>) -> Result<Vec<(PhysAddr, PagingMode)>, Failure> {
     let vcpus = vmi.driver().vcpus().ok_or(Failure::NotThere("this source has no vCPU registers"))?;
     let mut roots = Vec::new();
+    let mut unreadable = None;
     for vcpu in 0..vcpus.vcpu_count().min(MAX_VCPUS) {
-        let registers = vcpus.registers(VcpuId(vcpu)).map_err(|error| Failure::Unreadable(error.to_string()))?;
-        let (Some(cr3), Some(mode)) = (registers.cr3, registers.paging_mode()) else { continue };
-        roots.extend(readings(PhysAddr::new(cr3), mode));
+        match vcpus.registers(VcpuId(vcpu)) {
+            Ok(registers) => {
+                if let (Some(cr3), Some(mode)) = (registers.cr3, registers.paging_mode()) {
+                    roots.extend(readings(PhysAddr::new(cr3), mode));
+                }
+            }
+            Err(error) => unreadable = Some(Failure::Unreadable(error.to_string())),
+        }
     }
     if roots.is_empty() {
-        return Err(Failure::NotThere("no vCPU has paging enabled, or the source does not tell its control registers"));
+        let none = Failure::NotThere("no vCPU has paging enabled, or the source does not tell its control registers");
+        return Err(unreadable.unwrap_or(none));
     }
     // All kernel readings before all others.
-    roots.sort_by_key(|(root, _)| root.get() & PTI_USER);
+    roots.sort_by_key(|(root, _)| (root.get() & PTI_USER, *root));
     roots.dedup();
     Ok(roots)
+}
+
+/// Whether a vCPU runs under a kernel that was found elsewhere: page tables in use map what the kernel's own map.
+///
+/// The RAM of a machine that was reset still holds the kernel that ran before, page tables and all; only the vCPUs tell that it is over.
+///
+/// # Errors
+/// [`Failure::NotRunning`] if no vCPU does. A source that does not show vCPUs proves nothing.
+pub(super) fn run<D: X86Driver>(vmi: &Vmi<D>, kernel: &Kernel) -> Result<(), Failure> {
+    let Some(vcpus) = vmi.driver().vcpus() else { return Ok(()) };
+    let mark = ["init_task", "_stext"].into_iter().find_map(|name| kernel.symbols.find(name)).map(|symbol| symbol.address);
+    let Some(mark) = mark else { return Ok(()) };
+    let place = |root, mode: PagingMode| mode.translate(vmi, root, mark).ok().map(|page| page.at);
+    let expected = place(kernel.root, kernel.mode);
+    let mut seen = Vec::new();
+    // A running guest may change its page tables between being asked for them and being read, so a no is asked for again.
+    for _ in 0..LOOKS {
+        let mut found = Vec::new();
+        for vcpu in 0..vcpus.vcpu_count().min(MAX_VCPUS) {
+            let Ok(registers) = vcpus.registers(VcpuId(vcpu)) else { return Ok(()) };
+            match (registers.cr0, registers.cr3, registers.paging_mode()) {
+                (Some(_), Some(cr3), Some(mode)) => {
+                    let here = mode == kernel.mode
+                        && readings(PhysAddr::new(cr3), mode).into_iter().any(|(root, mode)| place(root, mode) == expected);
+                    if here {
+                        return Ok(());
+                    }
+                    found.push(format!("vCPU {vcpu} uses the page tables at {cr3:#x} ({mode:?})"));
+                }
+                (Some(cr0), ..) if cr0 & PAGING == 0 => found.push(format!("vCPU {vcpu} has paging off")),
+                // The source does not tell enough.
+                _ => return Ok(()),
+            }
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        seen = found;
+    }
+    // `Linux version 6.1.0-50-cloud-amd64`: no more of it.
+    let release = kernel.banner.split(' ').take(3).collect::<Vec<_>>().join(" ");
+    Err(Failure::NotRunning { release, vcpus: seen })
 }
 
 /// What CR3 can mean: the kernel's tables, and (last) the tables exactly as they are.

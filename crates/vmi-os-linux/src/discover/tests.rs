@@ -1,8 +1,8 @@
 //! Discovery on synthetic machines: a kernel image, its page tables and its symbol table, and what may mislead.
 
-use vmi_arch_x86::X86;
+use vmi_arch_x86::{Registers, X86};
 use vmi_core::synthetic::{LiveDriver, SyntheticDriver};
-use vmi_core::{PhysAddr, Vmi};
+use vmi_core::{Driver, Error, ErrorKind, MachineInfo, PhysAddr, VcpuId, Vcpus, Vmi};
 
 use super::kallsyms::tests::builder::{self, LAYOUTS, Layout, Line};
 use super::*;
@@ -187,5 +187,95 @@ fn given_symbols_move_to_where_the_kernel_runs() {
         let vmi = Vmi::new(SyntheticDriver::<X86>::with_arch([(PhysAddr::ZERO, machine.memory.clone())]));
         machine.check(&find_with(&vmi, &options).unwrap(), PagingMode::Level4);
         machine.memory[(18 << 20) + 0x1000..20 << 20].fill(0);
+    }
+}
+
+/// A running machine with these vCPUs; `None` is one that cannot be read.
+struct LiveMachine {
+    memory: LiveDriver<X86>,
+    vcpus: Vec<Option<Registers>>,
+}
+
+impl Driver for LiveMachine {
+    type Arch = X86;
+
+    fn machine(&self) -> &MachineInfo {
+        self.memory.machine()
+    }
+
+    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> vmi_core::Result<()> {
+        self.memory.read(at, buf)
+    }
+
+    fn vcpus(&self) -> Option<&dyn Vcpus<Arch = X86>> {
+        Some(self)
+    }
+}
+
+impl Vcpus for LiveMachine {
+    fn vcpu_count(&self) -> u32 {
+        self.vcpus.len() as u32
+    }
+
+    fn registers(&self, vcpu: VcpuId) -> vmi_core::Result<Registers> {
+        self.vcpus[vcpu.0 as usize].ok_or_else(|| Error::from(ErrorKind::NoObject { what: vcpu.to_string() }))
+    }
+}
+
+/// A vCPU in long mode with this CR3.
+fn long_mode(cr3: u64) -> Option<Registers> {
+    let mut registers = Registers::default();
+    (registers.cr0, registers.cr3, registers.cr4, registers.efer) = (Some(0x8005_0033), Some(cr3), Some(0x20), Some(0xd01));
+    Some(registers)
+}
+
+/// A vCPU in real mode, as firmware begins.
+fn real_mode() -> Option<Registers> {
+    let mut registers = Registers::default();
+    (registers.cr0, registers.cr3, registers.cr4, registers.efer) = (Some(0x10), Some(0), Some(0), Some(0));
+    Some(registers)
+}
+
+fn live(machine: &Machine, vcpus: Vec<Option<Registers>>) -> Vmi<LiveMachine> {
+    Vmi::new(LiveMachine { memory: LiveDriver::new(machine.memory.clone(), None), vcpus })
+}
+
+#[test]
+fn one_useful_vcpu_among_others_is_enough() {
+    let machine = Machine::new(layouts().next().unwrap(), PagingMode::Level4);
+    let kernel = machine.phys + 4 * MIB;
+    // Page tables of the firmware: nothing where a kernel lies.
+    let firmware = long_mode(8 * MIB);
+    for vcpus in [
+        vec![long_mode(kernel)],
+        // In user mode under page-table isolation, with a process-context identifier.
+        vec![long_mode(kernel | 0x1801)],
+        vec![real_mode(), firmware, long_mode(kernel | 0x1801)],
+        // One that cannot be read leaves the others to be asked.
+        vec![None, long_mode(kernel)],
+    ] {
+        machine.check(&find_by(&live(&machine, vcpus), Strategy::Registers).unwrap(), PagingMode::Level4);
+    }
+    let error = find_by(&live(&machine, vec![real_mode(), None]), Strategy::Registers).unwrap_err();
+    assert!(matches!(&error.attempts[..], [(_, Failure::Unreadable(why))] if why.contains("vCPU 1")), "{error}");
+}
+
+/// After a reset the memory still holds the kernel that ran before, page tables and all.
+#[test]
+fn a_kernel_that_no_vcpu_runs_is_not_that_of_the_guest() {
+    let machine = Machine::new(layouts().next().unwrap(), PagingMode::Level4);
+    let kernel = machine.phys + 4 * MIB;
+    for strategy in [Strategy::Trampoline, Strategy::Kallsyms] {
+        for vcpus in [vec![real_mode()], vec![long_mode(8 * MIB), real_mode()]] {
+            let error = find_by(&live(&machine, vcpus), strategy).unwrap_err();
+            assert!(matches!(&error.attempts[..], [(_, Failure::NotRunning { .. })]), "{error}");
+            assert!(error.to_string().contains("try again when it has booted"), "{error}");
+        }
+        // A vCPU runs under it, or it is not known what the vCPUs do.
+        for vcpus in [vec![real_mode(), long_mode(kernel | 0x1801)], vec![None], vec![Some(Registers::default())], Vec::new()] {
+            machine.check(&find_by(&live(&machine, vcpus), strategy).unwrap(), PagingMode::Level4);
+        }
+        // The registers of an image are of the moment that it was taken in, and those of firmware then are no reason to refuse it.
+        machine.check(&machine.find(strategy).unwrap(), PagingMode::Level4);
     }
 }

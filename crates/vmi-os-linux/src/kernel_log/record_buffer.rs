@@ -6,7 +6,7 @@
 use vmi_arch_x86::X86Driver;
 use vmi_core::{Error, LogRecord, Memory, Result, VirtAddr};
 
-use crate::Linux;
+use crate::{Linux, live};
 
 pub(super) struct RecordBuffer<'l, 'v, D: X86Driver> {
     linux: &'l Linux<'v, D>,
@@ -45,8 +45,27 @@ impl<'l, 'v, D: X86Driver> RecordBuffer<'l, 'v, D> {
         Err(Error::corrupt("a kernel log that starts with the mark of its end", self.buffer))
     }
 
-    /// The next record; `None` if it was overwritten while it was read.
+    /// The next record; `None` if it was overwritten while it was read. Then the oldest one that is left comes next.
     fn record(&mut self) -> Result<Option<LogRecord>> {
+        let record = self.read();
+        let oldest: u64 = self.linux.space.read(self.linux.symbol("log_first_seq")?)?;
+        if oldest <= self.sequence {
+            let (record, end) = record?;
+            self.at = end;
+            self.sequence = self.sequence.saturating_add(1);
+            return Ok(Some(record));
+        }
+        let rest = live::settled(self.linux.vmi(), "the kernel log", || Self::new(self.linux))?;
+        if rest.sequence <= self.sequence {
+            return Err(Error::corrupt("a kernel log whose oldest record becomes an older one", self.buffer));
+        }
+        // What has come since the start is not read: a guest could write for ever.
+        (self.at, self.sequence) = (rest.at, rest.sequence);
+        Ok(None)
+    }
+
+    /// The record at `self.at`, and where the next one starts.
+    fn read(&mut self) -> Result<(LogRecord, u32)> {
         let (record, len) = self.place()?;
         let (linux, layout) = (self.linux, &self.linux.layout.log_record);
         let nanoseconds: u64 = linux.read(record, layout.time)?;
@@ -61,12 +80,7 @@ impl<'l, 'v, D: X86Driver> RecordBuffer<'l, 'v, D> {
             ));
         }
         let text = linux.space.read_vec(record.wrapping_add(header), usize::from(text_len))?;
-        let oldest: u64 = linux.space.read(linux.symbol("log_first_seq")?)?;
-        let sequence = self.sequence;
-        self.at = end;
-        self.sequence = sequence.saturating_add(1);
-        let text = || String::from_utf8_lossy(&text).into_owned();
-        Ok((oldest <= sequence).then(|| LogRecord::new(sequence, nanoseconds, level, text())))
+        Ok((LogRecord::new(self.sequence, nanoseconds, level, String::from_utf8_lossy(&text).into_owned()), end))
     }
 }
 

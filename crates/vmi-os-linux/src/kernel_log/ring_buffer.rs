@@ -8,7 +8,7 @@
 use vmi_arch_x86::X86Driver;
 use vmi_core::{Error, LogRecord, Memory, Paging, Result, VirtAddr};
 
-use crate::Linux;
+use crate::{Linux, live};
 
 /// The kernel has one descriptor for 32 bytes of text and at most 2 GiB of text (LOG_BUF_LEN_MAX).
 const MAX_COUNT_BITS: u32 = 26;
@@ -79,6 +79,11 @@ impl<'l, 'v, D: X86Driver> RingBuffer<'l, 'v, D> {
         if self.id(before) != id {
             // Still that of one round before: its place has been taken, but not its descriptor.
             if self.id(before) == self.id(id.wrapping_sub(slots)) {
+                return Ok(None);
+            }
+            // A running guest has gone round the ring meanwhile, so that this record is no more.
+            let ahead = self.id(before.wrapping_sub(id));
+            if live::runs(linux.vmi()) && ahead & slots.wrapping_sub(1) == 0 && ahead <= self.id(u64::MAX) / 2 {
                 return Ok(None);
             }
             return Err(Error::corrupt(

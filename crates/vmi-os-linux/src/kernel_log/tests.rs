@@ -113,7 +113,7 @@ fn a_record_that_is_being_written_is_left_out() {
 #[test]
 fn a_record_overwritten_while_it_is_read_is_left_out() {
     // As soon as the level of the second record was read, the kernel takes its descriptor for another.
-    let (vmi, kernel) = three().build_racing(INFOS + 0x18 * 3 + 0x12, DESCRIPTORS + 0x18 * 3, 3);
+    let (vmi, kernel) = three().build_racing(INFOS + 0x18 * 3 + 0x12, &[(DESCRIPTORS + 0x18 * 3, 3)]);
     let linux = Linux::with_kernel(&vmi, kernel).unwrap();
     let texts: Vec<_> = linux.kernel_log().map(|record| record.unwrap().text).collect();
     assert_eq!(texts, ["first", "third"]);
@@ -190,8 +190,45 @@ fn a_record_of_older_kernels_overwritten_while_it_is_read_is_left_out() {
     let mut guest = buffer((0, 8), 10);
     old_record(&mut guest, 0, 8, 0x20, "eighth");
     old_record(&mut guest, 0x20, 9, 0x20, "ninth");
-    let (vmi, kernel) = guest.build_racing(TEXT + 0x10, RING + 0x18, 9);
+    let (vmi, kernel) = guest.build_racing(TEXT + 0x10, &[(RING + 0x10, 0x20), (RING + 0x18, 9)]);
     let linux = Linux::with_kernel(&vmi, kernel).unwrap();
     let texts: Vec<_> = linux.kernel_log().map(|record| record.unwrap().text).collect();
     assert_eq!(texts, ["ninth"]);
+}
+
+/// The ring goes round once while its first record is read: what was there is gone, and nothing of what came is taken for it.
+#[test]
+fn a_ring_that_a_running_guest_has_gone_round_is_no_error() {
+    let last = (1u64 << 62) - 1;
+    let newer = |id: u64| FINALIZED | (id.wrapping_add(4) & last);
+    let descriptor = |id: u64| DESCRIPTORS + 0x18 * (id % 4);
+    let words: Vec<_> = [last - 1, last, 0].map(|id| (descriptor(id), newer(id))).into();
+    let (vmi, kernel) = three().build_racing(INFOS + 0x18 * 2 + 0x12, &words);
+    let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+    assert_eq!(linux.kernel_log().map(|record| record.unwrap().text).collect::<Vec<_>>(), [""; 0]);
+}
+
+/// The ids of the oldest and the newest record cannot be read in one go.
+#[test]
+fn ids_that_contradict_each_other_are_read_again() {
+    // As soon as the newest was read, two more records come and the oldest, which was the newest, goes.
+    let last = (1 << 62) - 1;
+    let mut guest = three();
+    guest.put(RING + 0x18, &[last - 1]);
+    let (vmi, kernel) = guest.build_racing(RING + 0x18, &[(RING + 0x18, 0), (RING + 0x20, last)]);
+    let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+    assert_eq!(linux.kernel_log().map(|record| record.unwrap().text).collect::<Vec<_>>(), ["second", "third"]);
+}
+
+#[test]
+fn a_buffer_of_older_kernels_overwritten_before_it_is_read_goes_on_with_the_oldest_that_is_left() {
+    let mut guest = buffer((0, 8), 11);
+    old_record(&mut guest, 0, 8, 0x20, "eighth");
+    old_record(&mut guest, 0x20, 9, 0x20, "ninth");
+    old_record(&mut guest, 0x40, 10, 0x20, "tenth");
+    // A longer one takes the place of the first two: where the second was, there is text.
+    let words = [(RING + 0x10, 0x40), (RING + 0x18, 10), (TEXT + 0x20, u64::MAX), (TEXT + 0x28, u64::MAX)];
+    let (vmi, kernel) = guest.build_racing(TEXT + 0x10, &words);
+    let linux = Linux::with_kernel(&vmi, kernel).unwrap();
+    assert_eq!(linux.kernel_log().map(|record| record.unwrap().text).collect::<Vec<_>>(), ["tenth"]);
 }

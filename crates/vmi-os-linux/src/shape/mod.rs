@@ -33,6 +33,7 @@ use vmi_core::{PhysAddr, Symbols, VirtAddr, Vmi};
 
 pub use types::InferredTypes;
 
+use crate::live;
 use findings::Findings;
 use init_mm::InitMm;
 use tasks::Tasks;
@@ -97,11 +98,28 @@ pub enum ShapeError {
     NoPageTables,
 }
 
+/// How often a running guest is looked at: a list that changes while it is read looks like none.
+const MAX_LOOKS: usize = 3;
+
 /// Finds `init_task` by content, and infers by shape what the kernel does not describe.
+///
+/// In a running guest, what changed halfway may be missing from the result. Pause it for all that there is.
 ///
 /// # Errors
 /// What was found missing: see [`ShapeError`].
 pub fn infer<D: X86Driver>(vmi: &Vmi<D>, hints: &Hints<'_>) -> Result<Inferred, ShapeError> {
+    let mut left = MAX_LOOKS;
+    loop {
+        left = left.saturating_sub(1);
+        match look(vmi, hints) {
+            Err(_) if left > 0 && live::runs(vmi) => {}
+            other => return other,
+        }
+    }
+}
+
+/// See [`infer`].
+fn look<D: X86Driver>(vmi: &Vmi<D>, hints: &Hints<'_>) -> Result<Inferred, ShapeError> {
     let list = task_list::find(vmi, hints)?;
     let view = &list.view;
     let tasks = Tasks::read(&list)?;

@@ -1,0 +1,91 @@
+//! Circular lists of a running guest, which changes them while they are walked.
+//!
+//! The kernel lets its own readers walk such lists without a lock (RCU, include/linux/rculist.h): a node that is taken out still leads
+//! on until all readers have left. A reader outside of the guest is not waited for. What it stands on may be freed and become
+//! another node meanwhile, which leads to another part of the list, past nodes that it never saw. So each step is proven: the next
+//! node leads back here, and then this one still is what it was and leads there. A node that was taken out leads back nowhere
+//! (LIST_POISON2), and one that came anew leads elsewhere.
+//!
+//! Where that does not hold, the walk goes back by one node, which proves itself anew or makes it go back further. Nodes that were there all
+//! the time are found exactly once so: each proven step goes from one node to its successor, and the order of nodes that stay never
+//! changes.
+
+use vmi_core::{AddressSpace, Driver, Error, ErrorKind, Paging, Result, VirtAddr};
+
+use super::Node;
+use crate::live::Attempts;
+
+/// The nodes of the list at `head`. Those that were in it all the time are there exactly once; those that came or went meanwhile
+/// may be.
+///
+/// # Errors
+/// [`ErrorKind::Changing`] if no step succeeds any more, [`ErrorKind::Limit`] for more than `limit` nodes, else as reading memory.
+pub(crate) fn collect<D: Driver>(
+    space: &AddressSpace<'_, D>,
+    head: VirtAddr,
+    what: &'static str,
+    limit: usize,
+    identity: impl Fn(VirtAddr) -> Result<u32>,
+) -> Result<Vec<Node>> {
+    let walk = Walk { space, head, what, identity };
+    let mut nodes: Vec<Node> = Vec::new();
+    let mut furthest = 0;
+    let mut attempts = Attempts::new(what);
+    loop {
+        match walk.step(nodes.last()) {
+            Ok(None) => return Ok(nodes),
+            Ok(Some(_)) if nodes.len() == limit => return Err(ErrorKind::Limit { what: what.to_owned(), limit }.into()),
+            Ok(Some(node)) => {
+                nodes.push(node);
+                if nodes.len() > furthest {
+                    furthest = nodes.len();
+                    attempts.progress();
+                }
+            }
+            Err(error) => {
+                attempts.failed(error)?;
+                nodes.pop();
+            }
+        }
+    }
+}
+
+struct Walk<'a, 'v, D: Driver, I> {
+    space: &'a AddressSpace<'v, D>,
+    head: VirtAddr,
+    what: &'static str,
+    identity: I,
+}
+
+impl<D: Driver, I: Fn(VirtAddr) -> Result<u32>> Walk<'_, '_, D, I> {
+    /// The node behind `last`, or behind the head; `None` at the end.
+    fn step(&self, last: Option<&Node>) -> Result<Option<Node>> {
+        let here = last.map_or(self.head, |last| last.at);
+        let at = self.next(here)?;
+        let back = self.space.read_pointer(at.wrapping_add(self.space.mode().pointer_size() as u64))?;
+        if back != here {
+            return Err(Error::corrupt(format!("{} leads from {here} to a node that leads back to {back}", self.what), at));
+        }
+        let node = if at == self.head { None } else { Some(Node { at, identity: Some((self.identity)(at)?) }) };
+        let identity = last.map(|_| (self.identity)(here)).transpose()?;
+        if self.next(here)? != at || identity != last.and_then(|last| last.identity) {
+            return Err(Error::corrupt(format!("a node of {} went away", self.what), here));
+        }
+        Ok(node)
+    }
+
+    fn next(&self, node: VirtAddr) -> Result<VirtAddr> {
+        self.space.read_pointer(node)
+    }
+}
+
+/// Whether the node at `node` is in its list: the node behind it leads back to it. Only a running guest can tell no.
+pub(crate) fn holds<D: Driver>(space: &AddressSpace<'_, D>, node: VirtAddr) -> bool {
+    /// The node behind may go away between the two reads.
+    const TRIES: usize = 4;
+    let leads_back = || {
+        let next = space.read_pointer(node)?;
+        Ok::<_, Error>(space.read_pointer(next.wrapping_add(space.mode().pointer_size() as u64))? == node)
+    };
+    !crate::live::runs(space.vmi()) || (0..TRIES).any(|_| leads_back().unwrap_or(false))
+}

@@ -1,0 +1,50 @@
+//! Prints who runs an instruction of a running guest, each time that it is run.
+
+mod common;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use common::events::{Limits, place, watch, within};
+use common::{Common, EXIT_CODES};
+use vmi::Trap;
+
+/// Print who runs an instruction of a running guest, each time that it is run
+///
+/// The guest stands still for about a millisecond each time. It runs on, with its code as it was, however this program ends.
+#[derive(Parser)]
+#[command(after_help = EXIT_CODES, after_long_help = format!("\
+Examples:
+  break-on do_exit qemu:/run/guest.qmp                     which process ends
+  break-on __x64_sys_execve,__x64_sys_kill qemu:4711       two system calls, by the process id of QEMU
+  break-on do_exit --registers -n 1 qemu:/run/guest.qmp    all registers, once
+  break-on --hardware do_exit gdb:localhost:1234           by a debug register, which KVM needs in the kernel
+
+{EXIT_CODES}"))]
+struct Args {
+    /// Symbols or addresses, with commas between them; NAME+OFFSET too
+    #[arg(value_delimiter = ',', num_args = 1)]
+    places: Vec<String>,
+    /// Use debug registers: they change no memory of the guest, and there are four under KVM
+    #[arg(long)]
+    hardware: bool,
+    #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
+    common: Common,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    common::run(|| {
+        let vmi = args.common.open()?;
+        let guest = args.common.attach(&vmi)?;
+        let mut events = vmi.events()?;
+        for text in &args.places {
+            let trap = Trap::breakpoint(place(&*guest, text)?);
+            let trap = if args.hardware { trap.hardware() } else { trap };
+            events.set(within(&*guest, trap, args.limits.pid)?)?;
+        }
+        watch(&*guest, &mut events, &args.limits, &args.common)
+    })
+}

@@ -1,0 +1,57 @@
+//! What a gdb stub sends.
+
+use vmi_driver_kvm::gdb::{Decoder, Features, GdbCause, Item, Layout, StopReply, encode, thread_list};
+
+/// A stream of packets, in pieces of the length of the first byte. What is in a packet survives being sent again.
+pub fn packets(data: &[u8]) -> bool {
+    let Some((step, stream)) = data.split_first() else { return false };
+    let mut decoder = Decoder::default();
+    let mut any = false;
+    for piece in stream.chunks(usize::from(*step).max(1)) {
+        decoder.push(piece);
+        while let Ok(Some(item)) = decoder.next_item() {
+            if let Item::Packet(payload) | Item::Notification(payload) = item {
+                any = true;
+                let mut again = Vec::new();
+                encode(&payload, &mut again);
+                let mut decoder = Decoder::default();
+                decoder.push(&again);
+                assert_eq!(decoder.next_item().ok().flatten(), Some(Item::Packet(payload)));
+            }
+        }
+    }
+    any
+}
+
+/// Answers that have a grammar of their own.
+pub fn replies(data: &[u8]) -> bool {
+    let features = Features::parse(data);
+    assert!((400..=1 << 20).contains(&features.packet_size));
+    let stop = StopReply::parse(data);
+    assert!(stop.is_none() || StopReply::is(data));
+    stop.is_some() || thread_list(data).is_ok() || data.starts_with(b"PacketSize=")
+}
+
+/// A target description in several documents, parted by zero bytes; the first is the target's, the others are named by one letter each. The last
+/// part is an answer to `g`.
+pub fn description(data: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(data);
+    let parts: Vec<&str> = text.split('\0').collect();
+    let Some((answer, documents)) = parts.split_last() else { return false };
+    let layout = Layout::read(&mut |name| {
+        let index = match name.as_bytes() {
+            b"target.xml" => 0,
+            [letter] => usize::from(letter.wrapping_sub(b'a')) + 1,
+            _ => usize::MAX,
+        };
+        documents.get(index).map(|document| (*document).to_owned()).ok_or(GdbCause::Unsupported)
+    });
+    let Ok(layout) = layout else { return false };
+    for name in ["rip", "eip", "rax", "cr3", "st0"] {
+        if let Some(place) = layout.place(name) {
+            assert!(place.offset + place.len <= layout.byte_len());
+            layout.value(name, answer.as_bytes());
+        }
+    }
+    true
+}

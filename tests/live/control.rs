@@ -1,0 +1,145 @@
+//! Holding a guest, and letting it go: pauses, registers, attaching and detaching, snapshots.
+
+use std::time::{Duration, Instant};
+
+use vmi::kvm::Options;
+use vmi::linux::Linux;
+use vmi::{Driver, Memory, PhysAddr, VcpuId, Vcpus};
+
+use crate::harness::LiveGuest;
+use crate::roads::open;
+
+/// How often a pause and an attachment are made.
+const TIMES: u32 = 1000;
+
+/// Open files and threads of this process that belong to the guest at hand: other tests run beside.
+fn descriptors_of(guest: &LiveGuest) -> usize {
+    // Sockets of a pair have no name; all others are counted by what they point at.
+    let directory = guest.directory().to_str().unwrap().to_owned();
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let inodes: Vec<&str> =
+        table.lines().filter(|line| line.contains(&directory)).filter_map(|line| line.split_whitespace().nth(6)).collect();
+    inodes.len()
+}
+
+/// A pause stops the guest's clock, nests, and ends with the guard.
+pub(crate) fn pause(guest: &LiveGuest) {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let vmi = open(guest, &Options::new());
+    assert_eq!(vmi.epoch(), None);
+    let (began, before) = (Instant::now(), guest.report());
+    let outer = vmi.pause().unwrap();
+    let inner = vmi.pause().unwrap();
+    assert!(vmi.epoch().is_some());
+    let ticks: u64 = vmi.read(PhysAddr::new(guest.actor().physical)).unwrap();
+    std::thread::sleep(PAUSE);
+    drop(inner);
+    assert!(!guest.qmp2().is_running());
+    assert_eq!(vmi.read::<u64>(PhysAddr::new(guest.actor().physical)).unwrap(), ticks);
+    assert!(vmi.epoch().is_some());
+    drop(outer);
+    assert_eq!(vmi.epoch(), None);
+    let (after, elapsed) = (guest.report(), began.elapsed());
+    let guest_elapsed = after.clock - before.clock;
+    assert!(guest_elapsed + PAUSE < elapsed + Duration::from_millis(200), "{guest_elapsed:?} of {elapsed:?}");
+    drop(vmi.pause().unwrap());
+    assert!(guest.qmp2().is_running());
+    // A guest that somebody else has paused stays so.
+    guest.qmp2().while_paused(|qmp| {
+        drop(vmi.pause().unwrap());
+        assert!(!qmp.is_running());
+        let registers = vmi.registers(VcpuId(0)).unwrap();
+        assert!(vmi.set_registers(VcpuId(0), &registers).is_ok());
+        assert!(!qmp.is_running());
+    });
+}
+
+/// Many pauses leave the guest running.
+pub(crate) fn pauses(guest: &LiveGuest) {
+    let vmi = open(guest, &Options::new());
+    let before = guest.report();
+    for _ in 0..TIMES {
+        drop(vmi.pause().unwrap());
+    }
+    assert!(guest.qmp2().is_running());
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(guest.report().ticks > before.ticks);
+}
+
+/// Many attachments leave the guest running, and no socket.
+pub(crate) fn attachments(guest: &LiveGuest) {
+    let before = guest.report();
+    let sockets = descriptors_of(guest);
+    for round in 0..TIMES {
+        let vmi = open(guest, &Options::new());
+        if round % 100 == 0 {
+            let linux = Linux::attach(&vmi).unwrap();
+            assert!(linux.processes().count() > 20);
+            drop(vmi.events().unwrap());
+            drop(vmi.pause().unwrap());
+        }
+    }
+    // QEMU notices the last one's end a moment later.
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(descriptors_of(guest) <= sockets, "{} sockets became {}", sockets, descriptors_of(guest));
+    assert!(guest.qmp2().is_running());
+    assert!(guest.report().ticks > before.ticks);
+}
+
+/// Registers are those that QEMU prints, and take what they are given.
+pub(crate) fn registers(guest: &LiveGuest) {
+    let vmi = open(guest, &Options::new());
+    let _paused = vmi.pause().unwrap();
+    let text = guest.qmp2().monitor("info registers -a");
+    let count = text.matches("CPU#").count();
+    assert_eq!(vmi.driver().vcpu_count() as usize, count);
+    for vcpu in 0..count as u32 {
+        let registers = vmi.registers(VcpuId(vcpu)).unwrap();
+        let section = text.split("CPU#").nth(vcpu as usize + 1).unwrap();
+        assert!(section.contains(&format!("CR3={:016x}", registers.cr3.unwrap())), "{section}");
+        assert!(section.to_lowercase().contains(&format!("ip={:016x}", registers.rip)), "{section}\n{registers}");
+        assert!(section.contains(&format!("{:016x}", registers.idtr.unwrap().base.get())));
+        assert_eq!(registers.lstar, None);
+        let mut changed = registers;
+        changed.r15 = !registers.r15;
+        changed.rax = registers.rax.wrapping_add(1);
+        vmi.set_registers(VcpuId(vcpu), &changed).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(vmi.registers(VcpuId(vcpu)).unwrap(), changed);
+        vmi.set_registers(VcpuId(vcpu), &registers).unwrap();
+        assert_eq!(vmi.registers(VcpuId(vcpu)).unwrap(), registers);
+        let mut refused = registers;
+        refused.lstar = Some(1);
+        assert!(vmi.set_registers(VcpuId(vcpu), &refused).unwrap_err().to_string().contains("lstar"));
+    }
+    assert!(vmi.registers(VcpuId(count as u32)).is_err());
+}
+
+/// A snapshot is what QEMU saves at that moment, answers as the guest did, and can be brought up to date.
+pub(crate) fn snapshot(guest: &LiveGuest) {
+    let vmi = open(guest, &Options::new());
+    let check = |frozen: &vmi::Vmi<vmi::Snapshot<vmi::x86::X86>>| {
+        let linux = Linux::attach(frozen).unwrap_or_else(|error| panic!("{error}"));
+        let pid = guest.actor().pid;
+        assert!(linux.processes().any(|task| task.is_ok_and(|task| task.pid().is_ok_and(|found| found == pid))));
+        assert!(frozen.slice(PhysAddr::new(guest.actor().physical), 4096).is_some());
+    };
+    let outer = vmi.pause().unwrap();
+    let frozen = vmi.snapshot().unwrap();
+    for range in guest.qmp2().ram() {
+        let saved = guest.qmp2().pmemsave(range.start, range.length);
+        assert!(frozen.slice(PhysAddr::new(range.start), saved.len()).is_none_or(|copy| copy == saved), "{range:x?}");
+        assert!(frozen.read_vec(PhysAddr::new(range.start), saved.len()).unwrap() == saved, "{range:x?}");
+    }
+    let registers = vmi.registers(VcpuId(0)).unwrap();
+    assert_eq!(frozen.driver().vcpus().unwrap().registers(VcpuId(0)).unwrap(), registers);
+    drop(outer);
+    check(&frozen);
+    let ticks: u64 = frozen.read(PhysAddr::new(guest.actor().physical)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(frozen.read::<u64>(PhysAddr::new(guest.actor().physical)).unwrap(), ticks);
+    let again = vmi.snapshot_again(frozen).unwrap();
+    assert!(again.read::<u64>(PhysAddr::new(guest.actor().physical)).unwrap() > ticks);
+    check(&again);
+    assert!(guest.qmp2().is_running());
+    println!("    stood still for {:?}", again.driver().report().stood_still);
+}
