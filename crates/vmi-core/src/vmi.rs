@@ -187,6 +187,42 @@ impl<D: Control> Vmi<D> {
     }
 }
 
+impl<D: Driver> Vmi<D> {
+    /// Pauses the guest where each read would stop it anyway ([`Driver::reads_stop_the_guest`]): one long stop costs it less than thousands of short ones, and while it
+    /// stands still what was read is remembered. Else it runs on.
+    ///
+    /// # Errors
+    /// As [`Control::pause`].
+    pub fn hold_for_reading(&self) -> Result<Held<'_, D>> {
+        let control = self.driver.control().filter(|_| self.driver.reads_stop_the_guest());
+        control.map(Control::pause).transpose()?;
+        Ok(Held { vmi: self, control })
+    }
+}
+
+/// The guest stands still while this lives, if [`Vmi::hold_for_reading`] paused it.
+#[must_use = "the guest runs on when this is dropped"]
+pub struct Held<'v, D: Driver> {
+    vmi: &'v Vmi<D>,
+    control: Option<&'v dyn Control<Arch = D::Arch>>,
+}
+
+impl<D: Driver> fmt::Debug for Held<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("paused", &self.control.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl<D: Driver> Drop for Held<'_, D> {
+    fn drop(&mut self) {
+        let Some(control) = self.control else { return };
+        self.vmi.changed();
+        if let Err(error) = control.resume() {
+            tracing::error!(%error, machine = %self.vmi.machine().name, "the guest could not be resumed");
+        }
+    }
+}
+
 /// The guest stands still while this lives.
 #[must_use = "the guest runs on when this is dropped"]
 pub struct Paused<'v, D: Control> {

@@ -77,7 +77,10 @@ impl<D: Control> Vmi<D> {
 
     fn take(&self, mut copy: Copy, started: Instant) -> Result<Vmi<Snapshot<D::Arch>>> {
         let name = name_of(self);
-        copy.prepare(self, &name)?;
+        // Where reading stops the guest there is nothing to gain from reading beforehand.
+        if !self.driver().reads_stop_the_guest() {
+            copy.prepare(self, &name)?;
+        }
         let halted = Instant::now();
         let registers = {
             let _paused = self.pause()?;

@@ -40,6 +40,8 @@ enum Trouble {
     None,
     /// Reads fail while the guest stands still.
     ReadsFail,
+    /// Each read stops the guest.
+    ReadsStop,
     RegistersFail,
     RegistersPanic,
     /// A page that the map names is not there.
@@ -98,6 +100,7 @@ impl Driver for Machine {
 
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
         match self.trouble {
+            Trouble::ReadsStop if !self.standing() => Err(trouble("reading, which should have waited for the pause")),
             Trouble::ReadsFail if self.standing() => Err(trouble("reading")),
             Trouble::Lost(lost) if at.get() < lost + PAGE && at.get() + buf.len() as u64 > lost => {
                 Err(Error::hole(PhysAddr::new(lost.max(at.get()))))
@@ -108,6 +111,10 @@ impl Driver for Machine {
 
     fn mapping(&self) -> Option<&GuestMapping> {
         self.mapped.then_some(&self.mapping)
+    }
+
+    fn reads_stop_the_guest(&self) -> bool {
+        self.trouble == Trouble::ReadsStop
     }
 
     fn vcpus(&self) -> Option<&dyn Vcpus<Arch = Numbered>> {
@@ -149,8 +156,8 @@ impl Control for Machine {
 
 #[test]
 fn a_snapshot_is_the_machine_at_one_moment() {
-    for mapped in [true, false] {
-        let machine = Machine::new(mapped, Trouble::None);
+    for (mapped, trouble) in [(true, Trouble::None), (false, Trouble::None), (false, Trouble::ReadsStop)] {
+        let machine = Machine::new(mapped, trouble);
         machine.poke(0x1ffe, b"across");
         machine.poke(HIGH + 5 * PAGE + 94, b"at end");
         let vmi = Vmi::new(machine);
