@@ -23,8 +23,7 @@ Examples:
 {EXIT_CODES}"))]
 struct Args {
     /// Symbols or addresses, with commas between them; NAME+OFFSET too
-    #[arg(value_delimiter = ',', num_args = 1)]
-    places: Vec<String>,
+    places: String,
     /// Use debug registers: they change no memory of the guest, and there are four under KVM
     #[arg(long)]
     hardware: bool,
@@ -40,7 +39,7 @@ fn main() -> ExitCode {
         let vmi = args.common.open()?;
         let guest = args.common.attach(&vmi)?;
         let mut events = vmi.events()?;
-        for text in &args.places {
+        for text in args.places.split(',') {
             let trap = Trap::breakpoint(place(&*guest, text)?);
             let trap = if args.hardware { trap.hardware() } else { trap };
             events.set(within(&*guest, trap, args.limits.pid)?)?;

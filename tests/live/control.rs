@@ -114,7 +114,7 @@ pub(crate) fn registers(guest: &LiveGuest) {
     assert!(vmi.registers(VcpuId(count as u32)).is_err());
 }
 
-/// A snapshot is what QEMU saves at that moment, answers as the guest did, and can be brought up to date.
+/// A snapshot is what QEMU saves at that moment, answers as the guest did, and can be made again in the same memory.
 pub(crate) fn snapshot(guest: &LiveGuest) {
     let vmi = open(guest, &Options::new());
     let check = |frozen: &vmi::Vmi<vmi::Snapshot<vmi::x86::X86>>| {
@@ -125,7 +125,8 @@ pub(crate) fn snapshot(guest: &LiveGuest) {
     };
     let outer = vmi.pause().unwrap();
     let frozen = vmi.snapshot().unwrap();
-    for range in guest.qmp2().ram() {
+    let ranges = guest.qmp2().ram();
+    for range in ranges {
         let saved = guest.qmp2().pmemsave(range.start, range.length);
         assert!(frozen.slice(PhysAddr::new(range.start), saved.len()).is_none_or(|copy| copy == saved), "{range:x?}");
         assert!(frozen.read_vec(PhysAddr::new(range.start), saved.len()).unwrap() == saved, "{range:x?}");

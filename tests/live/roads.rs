@@ -24,8 +24,11 @@ fn by_road(guest: &LiveGuest, road: Road) -> Vmi<QemuDriver> {
 fn same_processes(guest: &LiveGuest, list: impl Fn() -> BTreeSet<(u32, u32, String)>) {
     let of_guest = || -> BTreeSet<(u32, u32, String)> {
         // The shell lists itself while it runs; it sleeps in the list, with the same id. Names in /proc have what workers work on.
-        let name =
-            |name: &str| name.split_once('-').filter(|_| name.starts_with("kworker/")).map_or(name, |(name, _)| name).to_owned();
+        // Those of kernel threads may be longer there than in the task.
+        let name = |name: &str| -> String {
+            let name = name.split_once('-').filter(|_| name.starts_with("kworker/")).map_or(name, |(name, _)| name);
+            name.chars().take(15).collect()
+        };
         guest.processes().into_iter().map(|process| (process.pid, process.parent, name(&process.name))).collect()
     };
     let (before, listed, after) = (of_guest(), list(), of_guest());
@@ -39,14 +42,19 @@ fn same_processes(guest: &LiveGuest, list: impl Fn() -> BTreeSet<(u32, u32, Stri
     assert!(missing.is_empty() && unknown.is_empty(), "missing {missing:?}, unknown {unknown:?}");
 }
 
+/// What the library lists. A process that ended while it was read is none.
 fn list(vmi: &Vmi<QemuDriver>) -> BTreeSet<(u32, u32, String)> {
     let linux = Linux::attach(vmi).unwrap_or_else(|error| panic!("{error}"));
+    let _held = vmi.hold_for_reading().unwrap();
     let task = |task: vmi::Result<vmi::linux::Task<'_, '_, QemuDriver>>| {
         let task = task?;
-        // A parent that ended between two reads is no reason to fail: the list is compared as a whole.
         Ok::<_, vmi::Error>((task.pid()?, task.parent_pid()?, task.name()?))
     };
-    linux.processes().map(|found| task(found).unwrap_or_else(|error| panic!("{error}"))).collect()
+    let rows = linux
+        .processes()
+        .map(task)
+        .filter(|row| !row.as_ref().is_err_and(|error| matches!(error.kind(), vmi::ErrorKind::Gone { .. })));
+    rows.map(|row| row.unwrap_or_else(|error| panic!("{error}"))).collect()
 }
 
 /// All of RAM of the paused guest, compared with what QEMU saves of it.

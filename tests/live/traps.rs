@@ -140,8 +140,12 @@ pub(crate) fn company(guest: &LiveGuest) {
         assert!(guest.qmp2().is_running());
     }
     guest.qmp2().while_paused(|_| assert!(events.next(Duration::from_millis(100)).unwrap().is_none()));
-    let (hits, _) = count(guest, &mut events, "actor call personality 7", |_, _| true);
-    assert_eq!(hits, 7);
+    let mut seen = Vec::new();
+    let (hits, _) = count(guest, &mut events, "actor call personality 7", |what, registers| {
+        seen.push((what, registers.rip));
+        true
+    });
+    assert_eq!(hits, 7, "{seen:x?}");
     // The stub serves one client: a second session is refused, and the first goes on.
     let error = open_second(guest).unwrap_err();
     assert!(error.contains("gdb") || error.contains("another"), "{error}");

@@ -180,7 +180,7 @@ impl EventSession<X86> for GdbEvents {
                 let Some(stop) = stop else { return Ok(None) };
                 if stop.reason == StopReason::Paused && self.stepping.is_none() {
                     // Somebody paused the guest through QEMU's monitor: it is theirs to resume.
-                    paused = true;
+                    client.resumed_elsewhere();
                     return Ok(None);
                 }
                 let occurrence = self.occurrence(client, stop)?;
@@ -202,12 +202,6 @@ impl EventSession<X86> for GdbEvents {
             }
             if paused {
                 std::thread::sleep(PAUSED.min(left));
-                if self.execution.runs_by_monitor()? == Some(true) {
-                    self.execution.with_link(|client, _| {
-                        client.resumed_elsewhere();
-                        Ok(())
-                    })?;
-                }
             } else {
                 self.listen(left)?;
             }

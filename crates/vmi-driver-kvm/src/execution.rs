@@ -1,11 +1,15 @@
 //! Who holds the guest, and how it is stopped and let go on.
 //!
 //! Two things stop a guest: QEMU's monitor and its gdb stub. The stub does not notice when the monitor lets the guest go on, so while a gdb connection is open
-//! every stop and start goes through it; the monitor is used while there is none. All of it happens under one lock.
+//! every stop and start of ours goes through it; the monitor is used while there is none. All of it happens under one lock.
+//!
+//! Somebody else may stop the guest too, by another monitor. Such a stop is theirs to end: the gdb connection is then taken for one to a running guest, whose
+//! next stop is waited for, and the monitor is asked before the stub is told to stop what may stand already.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vmi_core::{Error, Result};
 
@@ -17,6 +21,9 @@ use crate::qmp::Monitor;
 
 /// `cont`, after the byte that makes QEMU drop half a request (QEMU: docs/interop/qmp-spec.rst, "Abnormal conditions").
 const CONT: Line = Line { say: b"\xff\n{\"execute\":\"cont\",\"id\":\"vmi-guardian\"}\n", until: b"\"vmi-guardian\"" };
+
+/// How long the stub may take to say what it has said already.
+const ALREADY_SAID: Duration = Duration::from_millis(50);
 
 /// Stops and starts of one guest.
 #[derive(Debug)]
@@ -51,8 +58,6 @@ pub(crate) struct State {
 #[derive(Debug)]
 struct Link {
     client: GdbClient,
-    /// Whether somebody else had stopped the guest before we came: then it stays so.
-    stopped_before: bool,
     _guardian: Option<Guardian>,
 }
 
@@ -117,9 +122,14 @@ impl Execution {
             if !link.client.is_running() {
                 return Ok(state.in_event || !state.pending.is_empty());
             }
-            let stop = link.client.interrupt().map_err(|error| self.failures.gdb("pausing the guest", error))?;
-            if stop.reason != StopReason::Paused {
-                state.pending.push(stop);
+            if self.is_stopped_elsewhere(&mut link.client, &mut state.pending)? {
+                return Ok(false);
+            }
+            if state.pending.is_empty() {
+                let stop = link.client.interrupt().map_err(|error| self.failures.gdb("pausing the guest", error))?;
+                if stop.reason != StopReason::Paused {
+                    state.pending.push(stop);
+                }
             }
             return Ok(true);
         }
@@ -133,6 +143,33 @@ impl Execution {
         self.guard_monitor(state);
         monitor.stop().map_err(failed)?;
         Ok(true)
+    }
+
+    /// Whether somebody else has stopped a guest that this connection takes for running. A stop of ours that was not told yet goes to `pending`.
+    fn is_stopped_elsewhere(&self, client: &mut GdbClient, pending: &mut Vec<Stop>) -> Result<bool> {
+        if self.runs_by_monitor()? != Some(false) {
+            return Ok(false);
+        }
+        // The stub tells of every stop, but for those before it was connected to: what it has to say is there already.
+        match client.wait(ALREADY_SAID).map_err(|error| self.failures.gdb("asking why the guest stands still", error))? {
+            Some(stop) if stop.reason != StopReason::Paused => {
+                pending.push(stop);
+                Ok(false)
+            }
+            _ => {
+                client.stopped_elsewhere();
+                Ok(true)
+            }
+        }
+    }
+
+    /// At the end of what needed the guest stopped: a stop that is not ours is over whenever its owner says so.
+    fn settle(&self, state: &mut State) {
+        let ours = state.pauses > 0 || state.in_event || !state.pending.is_empty();
+        if let Some(link) = state.link.as_mut().filter(|_| !ours) {
+            link.client.resumed_elsewhere();
+        }
+        self.note(state);
     }
 
     /// Has somebody say `cont` if this process ends from here on.
@@ -160,7 +197,7 @@ impl Execution {
         let mut state = self.lock();
         state.pauses = state.pauses.saturating_sub(1);
         let result = if state.pauses == 0 && std::mem::take(&mut state.resume) { self.start(&mut state) } else { Ok(()) };
-        self.note(&state);
+        self.settle(&mut state);
         result
     }
 
@@ -187,6 +224,7 @@ impl Execution {
         let mut state = self.lock();
         self.connect(&mut state)?;
         state.users = state.users.saturating_add(1);
+        self.settle(&mut state);
         Ok(())
     }
 
@@ -205,9 +243,11 @@ impl Execution {
         if let Some(guardian) = &guardian {
             guardian.held(true);
         }
-        let mut link = Link { client, stopped_before: !ran && state.pauses == 0, _guardian: guardian };
+        let mut link = Link { client, _guardian: guardian };
         if ran {
             link.client.resume().map_err(failed)?;
+        } else if state.pauses == 0 {
+            link.client.resumed_elsewhere();
         }
         state.link = Some(link);
         Ok(())
@@ -224,10 +264,11 @@ impl Execution {
     }
 
     fn disconnect(&self, state: &mut State) {
-        let Some(Link { client, stopped_before, _guardian: guardian }) = state.link.take() else { return };
+        let Some(Link { mut client, _guardian: guardian }) = state.link.take() else { return };
         state.pending.clear();
         state.in_event = false;
-        let left = if stopped_before || state.pauses > 0 {
+        let elsewhere = client.is_running() && self.is_stopped_elsewhere(&mut client, &mut Vec::new()).unwrap_or(false);
+        let left = if elsewhere || state.pauses > 0 {
             client.leave_stopped()
         } else {
             self.about_to_start();
@@ -261,7 +302,7 @@ impl Execution {
         if state.users == 0 {
             self.disconnect(&mut state);
         }
-        self.note(&state);
+        self.settle(&mut state);
         result.and_then(|value| resumed.map(|()| value))
     }
 
@@ -309,7 +350,7 @@ impl Execution {
     }
 
     /// Whether the monitor says that the guest runs; `None` without a monitor.
-    pub(crate) fn runs_by_monitor(&self) -> Result<Option<bool>> {
+    fn runs_by_monitor(&self) -> Result<Option<bool>> {
         let Some(monitor) = &self.monitor else { return Ok(None) };
         let state = monitor.status().map_err(|error| self.failures.monitor("asking for the run state", error))?;
         Ok(Some(state.running))

@@ -30,6 +30,14 @@ fn present<T>(read: Result<T>) -> Result<Option<T>> {
     }
 }
 
+impl<'v, D: X86Driver> Linux<'v, D> {
+    /// Rows, during which the guest is held if each read would stop it anyway. Where it cannot be held, reading says why.
+    fn held<'a, T: 'a>(&'a self, rows: impl FnOnce() -> Rows<'a, T>) -> Rows<'a, T> {
+        let held = self.vmi().hold_for_reading().ok();
+        Box::new(rows().inspect(move |_| _ = &held))
+    }
+}
+
 /// Whether a row failed because its object ended while it was read.
 fn is_gone<T>(row: &Result<T>) -> bool {
     row.as_ref().is_err_and(|error| matches!(error.kind(), vmi_core::ErrorKind::Gone { .. }))
@@ -114,29 +122,31 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
         // One that cannot be read is told by `remarks`.
         let boot = self.boot_time().ok();
         // One that ended after it was listed is no process any more.
-        Box::new(Linux::processes(self).map(move |task| task?.row(boot)).filter(|row| !is_gone(row)))
+        self.held(move || Box::new(Linux::processes(self).map(move |task| task?.row(boot)).filter(|row| !is_gone(row))))
     }
 
     fn threads(&self) -> Rows<'_, Thread> {
-        Box::new(Linux::threads(self).map(|task| task?.thread_row()).filter(|row| !is_gone(row)))
+        self.held(move || Box::new(Linux::threads(self).map(|task| task?.thread_row()).filter(|row| !is_gone(row))))
     }
 
     fn modules(&self) -> Rows<'_, Module> {
-        Box::new(Linux::modules(self).map(|module| {
-            let module = module?;
-            let (base, size) = module.place()?;
-            let mut row = Module::new(module.name()?, base, size, module.address());
-            row.references = module.references()?;
-            Ok(row)
-        }))
+        self.held(move || {
+            Box::new(Linux::modules(self).map(|module| {
+                let module = module?;
+                let (base, size) = module.place()?;
+                let mut row = Module::new(module.name()?, base, size, module.address());
+                row.references = module.references()?;
+                Ok(row)
+            }))
+        })
     }
 
     fn memory_areas(&self, pid: u32) -> Rows<'_, MemoryArea> {
-        Box::new(rows(self.process(pid).map(|task| task.memory_areas())))
+        self.held(move || Box::new(rows(self.process(pid).map(|task| task.memory_areas()))))
     }
 
     fn kernel_log(&self) -> Rows<'_, LogRecord> {
-        Box::new(Linux::kernel_log(self))
+        self.held(move || Box::new(Linux::kernel_log(self)))
     }
 
     fn symbols(&self) -> &Symbols {

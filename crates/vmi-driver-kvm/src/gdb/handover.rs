@@ -46,7 +46,15 @@ impl GdbClient {
         Ok(())
     }
 
-    /// Says that QEMU's monitor has let the guest go on, which the stub does not tell.
+    /// Says that QEMU's monitor has stopped the guest, and that the stub's word of that is not awaited.
+    pub fn stopped_elsewhere(&mut self) {
+        if self.state == State::Running {
+            self.state = State::Stopped;
+            self.last_stop.reason = StopReason::Paused;
+        }
+    }
+
+    /// Says that QEMU's monitor has let the guest go on or will, which the stub does not tell: from now on, stops are waited for.
     pub fn resumed_elsewhere(&mut self) {
         if self.state == State::Stopped {
             self.state = State::Running;
