@@ -132,9 +132,10 @@ fn step(client: &mut GdbClient, vcpu: VcpuId, at: VirtAddr) -> Result<Stop, gdb:
         };
         attempts = attempts.saturating_add(1);
         // Where two vCPUs met breakpoints at the same time, QEMU 10.0 may report the second one now instead of making the step. That vCPU meets its
-        // breakpoint again when it goes on; ours has to be stepped still.
-        let other = stop.vcpu.is_some_and(|stopped| stopped != vcpu) && stop.reason == StopReason::Trap;
-        if !other || attempts >= STEP_ATTEMPTS || client.registers(vcpu)?.rip != at.get() {
+        // breakpoint again when it goes on; ours has to be stepped still. So it has where a stop came before the step did, seen on a busy host. A string
+        // instruction may stay where it is for several steps; each of them is one of its rounds, so more of them do no harm.
+        let step_ended = matches!(stop.reason, StopReason::Trap | StopReason::Paused);
+        if !step_ended || attempts >= STEP_ATTEMPTS || client.registers(vcpu)?.rip != at.get() {
             return Ok(stop);
         }
     }

@@ -58,6 +58,8 @@ pub(crate) struct State {
 #[derive(Debug)]
 struct Link {
     client: GdbClient,
+    /// Whether the guest is known to stand still by somebody else's wish.
+    stopped_elsewhere: bool,
     _guardian: Option<Guardian>,
 }
 
@@ -122,7 +124,8 @@ impl Execution {
             if !link.client.is_running() {
                 return Ok(state.in_event || !state.pending.is_empty());
             }
-            if self.is_stopped_elsewhere(&mut link.client, &mut state.pending)? {
+            link.stopped_elsewhere = self.is_stopped_elsewhere(&mut link.client, &mut state.pending)?;
+            if link.stopped_elsewhere {
                 return Ok(false);
             }
             if state.pending.is_empty() {
@@ -168,6 +171,7 @@ impl Execution {
         let ours = state.pauses > 0 || state.in_event || !state.pending.is_empty();
         if let Some(link) = state.link.as_mut().filter(|_| !ours) {
             link.client.resumed_elsewhere();
+            link.stopped_elsewhere = false;
         }
         self.note(state);
     }
@@ -243,7 +247,7 @@ impl Execution {
         if let Some(guardian) = &guardian {
             guardian.held(true);
         }
-        let mut link = Link { client, _guardian: guardian };
+        let mut link = Link { client, stopped_elsewhere: !ran && state.pauses == 0, _guardian: guardian };
         if ran {
             link.client.resume().map_err(failed)?;
         } else if state.pauses == 0 {
@@ -264,10 +268,14 @@ impl Execution {
     }
 
     fn disconnect(&self, state: &mut State) {
-        let Some(Link { mut client, _guardian: guardian }) = state.link.take() else { return };
+        let Some(Link { mut client, stopped_elsewhere, _guardian: guardian }) = state.link.take() else { return };
         state.pending.clear();
         state.in_event = false;
-        let elsewhere = client.is_running() && self.is_stopped_elsewhere(&mut client, &mut Vec::new()).unwrap_or(false);
+        let elsewhere = if client.is_running() {
+            self.is_stopped_elsewhere(&mut client, &mut Vec::new()).unwrap_or(false)
+        } else {
+            stopped_elsewhere
+        };
         let left = if elsewhere || state.pauses > 0 {
             client.leave_stopped()
         } else {
