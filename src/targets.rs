@@ -37,6 +37,8 @@ pub fn targets() -> Vec<FoundGuest> {
     for domain in domains() {
         name_domain(&mut guests, domain);
     }
+    // A way to memory is no use where nothing tells what lies where.
+    guests.iter_mut().filter(|guest| guest.target.is_none()).for_each(|guest| guest.roads.clear());
     guests
 }
 
@@ -74,9 +76,6 @@ fn name_domain(guests: &mut Vec<FoundGuest>, domain: vmi_driver_kvm::libvirt::Do
     guest.problems.retain(|problem| !problem.contains("libvirt:NAME"));
     (guest.target, guest.name) = (target, Some(domain.name));
     (guest.control, guest.events) = (true, true);
-    if guest.roads.is_empty() && guest.problems.is_empty() {
-        guest.roads = vec![Road::Process];
-    }
     if !guest.roads.contains(&Road::Gdb) {
         guest.roads.push(Road::Gdb);
     }
@@ -110,8 +109,6 @@ fn found(process: &QemuProcess) -> FoundGuest {
     }
     if target.is_some() {
         roads.push(Road::Gdb);
-    } else {
-        roads.clear();
     }
     FoundGuest {
         control: target.is_some(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use vmi::kvm::gdb::{GdbAddress, GdbOptions};
 use vmi::kvm::{Options, QemuDriver, Road};
 use vmi::prelude::*;
 
@@ -31,6 +32,7 @@ impl Guest {
         let socket = directory.path().join("qmp");
         command.args(["-nodefaults", "-display", "none", "-accel", "tcg", "-m", "1024"]);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        command.arg("-gdb").arg(format!("unix:{},server=on,wait=off", directory.path().join("gdb").display()));
         command.arg("-machine").arg(if shared { "q35,memory-backend=ram" } else { "q35" });
         if shared {
             let path = directory.path().join("ram");
@@ -64,6 +66,12 @@ impl Guest {
     pub fn open(&self) -> Vmi<QemuDriver> {
         let road = if self.shared { Road::Shared } else { Road::Process };
         Vmi::new(QemuDriver::connect(self.directory.path().join("qmp"), &Options::new().road(road)).unwrap())
+    }
+
+    /// The same guest by its gdb stub alone.
+    pub fn open_gdb(&self, requests: GdbOptions) -> Vmi<QemuDriver> {
+        let address = GdbAddress::Unix(self.directory.path().join("gdb"));
+        Vmi::new(QemuDriver::gdb(address, &Options::new().road(Road::Gdb).gdb_options(requests)).unwrap())
     }
 
     /// Noise, not zeros: a guest that has run for a while has touched its memory.

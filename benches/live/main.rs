@@ -1,13 +1,17 @@
 //! Running guests: ours and the bare limit, on one guest, in one run: `cargo bench -p vmi-bench --bench live`.
 //!
 //! It starts QEMU under TCG with a gibibyte of RAM, once shared and once private, and needs about 4 GiB of memory. `VMI_QEMU` names another
-//! QEMU than the one in the path. Figures are CPU time as in the benchmark of images; those of snapshots are wall time.
+//! QEMU than the one in the path. Then it boots Linux in a guest of the same size, if the lab's kernel is there (`cargo xtask lab`). Figures of
+//! the table are CPU time as in the benchmark of images; all others are wall time.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, missing_docs)]
 
+mod dump;
+mod gdb;
 mod guest;
 #[path = "../side_by_side/limit.rs"]
 #[allow(dead_code)]
 mod limit;
+mod linux;
 mod stand_still;
 #[path = "../side_by_side/table.rs"]
 #[allow(dead_code)]
@@ -15,6 +19,7 @@ mod table;
 #[path = "../side_by_side/timing.rs"]
 #[allow(dead_code)]
 mod timing;
+mod wall;
 
 use std::hint::black_box;
 use std::io::IoSliceMut;
@@ -33,7 +38,9 @@ fn main() {
         println!("skipped: no qemu-system-x86_64, and VMI_QEMU names none");
         return;
     };
-    println!("figures: median CPU time of {} rounds; the ratio is to the limit\n", timing::ROUNDS);
+    let load = || std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("load of this host at the start: {}", load().trim());
+    println!("figures of the table at the end: median CPU time of {} rounds; the ratio is to the limit", timing::ROUNDS);
     let mut table = Table::new();
     {
         let live = guest.open();
@@ -42,9 +49,10 @@ fn main() {
         std::fs::copy(guest.file(), &copy).unwrap();
         let image = vmi::open(copy.as_path()).unwrap();
         mapped(&mut table, &live, &image);
-        dump(&mut table, "shared RAM", &live, &limit::MappedImage::open(&guest.file()));
+        copied(&mut table, "shared RAM", &live, &limit::MappedImage::open(&guest.file()));
         drop(image);
         std::fs::remove_file(copy).unwrap();
+        dump::run("shared RAM", &live, guest.directory());
         stand_still::run("shared RAM", &live);
     }
     drop(guest);
@@ -53,8 +61,17 @@ fn main() {
     let live = guest.open();
     guest.fill(&live);
     process(&mut table, &live, guest.pid(), guest.host());
+    dump::run("process memory", &live, guest.directory());
     stand_still::run("process memory", &live);
+    drop(live);
+    gdb::run(&guest);
+    drop(guest);
+
+    for (memory, what) in [("memfd", "shared RAM"), ("private", "process memory")] {
+        linux::run(memory, what);
+    }
     table.print();
+    println!("\nload of this host at the end: {}", load().trim());
 }
 
 fn random_addresses(count: usize, alignment: u64) -> Vec<u64> {
@@ -106,7 +123,7 @@ fn mapped(table: &mut Table, live: &Vmi<QemuDriver>, image: &Vmi<AnyDriver>) {
 }
 
 /// All of the guest's free RAM, a mebibyte at a time, against `memcpy`.
-fn dump(table: &mut Table, what: &str, live: &Vmi<QemuDriver>, mapped: &limit::MappedImage) {
+fn copied(table: &mut Table, what: &str, live: &Vmi<QemuDriver>, mapped: &limit::MappedImage) {
     const CHUNK: usize = 1 << 20;
     assert_eq!(mapped.len() as u64, SIZE);
     let (mut ours, mut bare) = (vec![0u8; CHUNK], vec![0u8; CHUNK]);

@@ -11,6 +11,8 @@ mod harness;
 mod hotplug;
 mod lab;
 mod libvirt;
+mod lost;
+mod pmemaccess;
 mod ram;
 mod roads;
 #[path = "../examples/schema.rs"]
@@ -35,6 +37,7 @@ const CHECKS: &[Check] = &[
     ("shared road", roads::shared),
     ("process road", roads::process),
     ("gdb road", roads::gdb),
+    ("pmemaccess road", pmemaccess::road),
     ("best road", roads::best),
     ("library pause", control::pause),
     ("registers", control::registers),

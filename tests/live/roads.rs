@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use vmi::kvm::{Options, QemuDriver, Road};
 use vmi::linux::Linux;
-use vmi::{Memory, PhysAddr, Vmi};
+use vmi::x86::X86;
+use vmi::{Driver, Memory, PhysAddr, Vmi};
 
-use crate::harness::LiveGuest;
+use crate::harness::{Inside, LiveGuest};
 
 /// Opens the guest by its QMP socket.
 pub(crate) fn open(guest: &LiveGuest, options: &Options) -> Vmi<QemuDriver> {
@@ -21,7 +22,7 @@ fn by_road(guest: &LiveGuest, road: Road) -> Vmi<QemuDriver> {
 }
 
 /// Id, parent and name of each process; of kernel workers, which come and go, only those that are there before and after.
-fn same_processes(guest: &LiveGuest, list: impl Fn() -> BTreeSet<(u32, u32, String)>) {
+pub(crate) fn same_processes(guest: &Inside, list: impl Fn() -> BTreeSet<(u32, u32, String)>) {
     let of_guest = || -> BTreeSet<(u32, u32, String)> {
         // The shell lists itself while it runs; it sleeps in the list, with the same id. Names in /proc have what workers work on.
         // Those of kernel threads may be longer there than in the task.
@@ -43,10 +44,10 @@ fn same_processes(guest: &LiveGuest, list: impl Fn() -> BTreeSet<(u32, u32, Stri
 }
 
 /// What the library lists. A process that ended while it was read is none.
-fn list(vmi: &Vmi<QemuDriver>) -> BTreeSet<(u32, u32, String)> {
+pub(crate) fn list<D: Driver<Arch = X86>>(vmi: &Vmi<D>) -> BTreeSet<(u32, u32, String)> {
     let linux = Linux::attach(vmi).unwrap_or_else(|error| panic!("{error}"));
     let _held = vmi.hold_for_reading().unwrap();
-    let task = |task: vmi::Result<vmi::linux::Task<'_, '_, QemuDriver>>| {
+    let task = |task: vmi::Result<vmi::linux::Task<'_, '_, D>>| {
         let task = task?;
         Ok::<_, vmi::Error>((task.pid()?, task.parent_pid()?, task.name()?))
     };
@@ -58,7 +59,7 @@ fn list(vmi: &Vmi<QemuDriver>) -> BTreeSet<(u32, u32, String)> {
 }
 
 /// All of RAM of the paused guest, compared with what QEMU saves of it.
-fn same_memory(guest: &LiveGuest, vmi: &Vmi<QemuDriver>) {
+pub(crate) fn same_memory(guest: &LiveGuest, vmi: &Vmi<QemuDriver>) {
     const PART: usize = 8 << 20;
     let paused = vmi.pause().unwrap();
     assert!(!guest.qmp2().is_running());

@@ -48,6 +48,16 @@ fn fuzz_targets(steps: &mut Steps, seconds: &str) {
     steps.run("fuzz", &mut cargo(&arguments));
 }
 
+/// What is built only with the feature `libvirt`. As few crates as possible, and those that it changes: the driver and what is above it.
+fn libvirt_tests(steps: &mut Steps) {
+    // The whole workspace is named, so that what the crates depend on keeps its features and is not built again.
+    let arguments = ["test", "--workspace", "--features", "vmi/libvirt", "--no-fail-fast", "--test", "libvirt", "--test", "live"];
+    let mut tests = cargo(&[&arguments[..], &["--", "--show-output", "libvirt"]].concat());
+    steps.run_counted("libvirt", tests.env("VMI_LAB_LIVE", "1"), TestOutput::line, TestOutput::counts);
+    let arguments = ["clippy", "--workspace", "--features", "vmi/libvirt", "--all-targets", "--", "-D", "warnings"];
+    steps.run("libvirt clippy", &mut cargo(&arguments));
+}
+
 /// Everything that a change must pass.
 pub(crate) fn test() -> Outcome {
     prerequisites::lab()?;
@@ -56,13 +66,15 @@ pub(crate) fn test() -> Outcome {
     let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
     steps.run_counted("lab", &mut lab_command(&[]), last_count, |counts| *counts);
     steps.run_counted("live", &mut live_command(), last_count, |counts| *counts);
-    if let Err(missing) = prerequisites::libvirt() {
-        steps.skip("libvirt", &missing);
-    }
+    let libvirt = prerequisites::libvirt();
     let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
     let mut tests = cargo(&arguments);
     tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1");
     steps.run_counted("test", &mut tests, TestOutput::line, TestOutput::counts);
+    match libvirt {
+        Ok(()) => libvirt_tests(&mut steps),
+        Err(missing) => steps.skip("libvirt", &missing),
+    }
     // interleavings of the translation cache's readers and writers; its own directory, for its flags rebuild everything
     let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
     steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);

@@ -173,6 +173,10 @@ impl EventSession<X86> for GdbEvents {
                     None if client.is_running() => {
                         client.wait(Duration::ZERO).map_err(|error| self.failures.gdb("waiting for an event", error))?
                     }
+                    // Said once already, by whatever failed first.
+                    None if client.is_gone() => {
+                        return Err(self.failures.ended("the connection to its gdb stub ended before"));
+                    }
                     None => {
                         paused = true;
                         None

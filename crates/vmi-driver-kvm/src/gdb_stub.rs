@@ -2,10 +2,12 @@
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::unistd::{Uid, chown, geteuid, mkdtemp};
 use serde::Deserialize;
 use serde_json::json;
 use vmi_core::{Capability, Error, Result};
@@ -16,6 +18,12 @@ use crate::qmp::{Monitor, MonitorError, query};
 
 /// The name that our own character device has in QEMU.
 const OURS: &str = "vmi-gdb";
+
+/// How the directory of a socket begins that we had QEMU make.
+const HIDDEN: &str = "/vmi-gdb-";
+
+/// What QEMU says before the name of a socket to which nobody is connected.
+const NOBODY: &str = "disconnected:";
 
 /// Where a guest's gdb stub is.
 #[derive(Debug)]
@@ -36,6 +44,13 @@ struct CharDevice {
     filename: String,
 }
 
+impl CharDevice {
+    /// Whether nobody is connected.
+    fn is_free(&self) -> bool {
+        self.filename.starts_with(NOBODY)
+    }
+}
+
 impl GdbStub {
     pub(crate) fn new(given: Option<GdbAddress>, pid: Option<u32>, options: GdbOptions) -> Self {
         Self { given, pid, options, ours: AtomicBool::new(false) }
@@ -54,12 +69,15 @@ impl GdbStub {
             return Err(Error::unsupported(Capability::Events, failures.machine()));
         };
         let devices: Vec<CharDevice> = query(monitor, "query-chardev").map_err(failed)?;
-        if devices.iter().any(|device| device.label == OURS) {
+        let stub = devices.iter().find(|device| device.label == "gdb");
+        let hidden = stub.filter(|device| device.filename.contains(HIDDEN));
+        if devices.iter().any(|device| device.label == OURS) || hidden.is_some_and(CharDevice::is_free) {
             // What a process that was killed has left.
             monitor.human("gdbserver none").map_err(failed)?;
-        } else if let Some(device) = devices.iter().find(|device| device.label == "gdb")
-            && let Some(address) = self.address(&device.filename)
-        {
+        } else if let Some(device) = hidden {
+            let why = format!("another process uses the gdb stub that it has opened ({}); end that one", device.filename);
+            return Err(failures.other("connecting to the gdb stub", why));
+        } else if let Some(address) = stub.and_then(|device| self.address(&device.filename)) {
             // QEMU has one stub: to open ours would take this one from its user.
             return connect(&address);
         }
@@ -70,9 +88,13 @@ impl GdbStub {
                 client.map_err(|error| failures.gdb("greeting our gdb stub", error)).inspect_err(|_| self.close(Some(monitor)))
             }
             Err(MonitorError::NoFiles { .. }) => {
-                let address = self.open_local(monitor, failures)?;
                 self.ours.store(true, Ordering::Release);
-                connect(&address).inspect_err(|_| self.close(Some(monitor)))
+                let connected = self.open_hidden(monitor, failures).and_then(|(_directory, address)| connect(&address));
+                let connected = connected.or_else(|error| {
+                    tracing::debug!(%error, "no gdb stub in a directory of ours");
+                    connect(&self.open_local(monitor, failures)?)
+                });
+                connected.inspect_err(|_| self.close(Some(monitor)))
             }
             Err(error) => Err(failed(error)),
         }
@@ -80,7 +102,7 @@ impl GdbStub {
 
     /// Where QEMU says that its stub is: `disconnected:unix:guest.gdb,server=on`.
     fn address(&self, filename: &str) -> Option<GdbAddress> {
-        let text = filename.strip_prefix("disconnected:").unwrap_or(filename);
+        let text = filename.strip_prefix(NOBODY).unwrap_or(filename);
         let address: GdbAddress = text.parse().ok()?;
         Some(match (address, self.pid) {
             (GdbAddress::Unix(path), Some(pid)) if path.is_relative() => {
@@ -106,7 +128,23 @@ impl GdbStub {
         Ok(ours)
     }
 
-    /// Opens a stub on a port of the loopback device, where QEMU cannot be handed a socket. Any local user could connect while it is open.
+    /// Opens a stub in a new directory that we and QEMU's user alone can enter, where QEMU cannot be handed a socket. The directory is there until we are
+    /// connected. A QEMU that is confined to files of its own refuses.
+    fn open_hidden(&self, monitor: &dyn Monitor, failures: &Failures) -> Result<(Directory, GdbAddress)> {
+        const ACTION: &str = "opening a gdb stub in a directory of ours";
+        let directory = Directory::new(self.pid).map_err(|error| failures.other(ACTION, error))?;
+        let path = directory.0.join(SOCKET);
+        // The rest would have to be escaped for the monitor and for the option.
+        let plain = |text: &&str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-'));
+        let text = path.to_str().filter(plain);
+        let text = text.ok_or_else(|| failures.other(ACTION, format!("{}: an unusual path", path.display())))?;
+        let said = monitor.human(&format!("gdbserver unix:{text},server=on,wait=off"));
+        let opened = said.and_then(|said| expect_waiting(monitor, &said));
+        opened.map_err(|error| failures.monitor(ACTION, error))?;
+        Ok((directory, GdbAddress::Unix(path)))
+    }
+
+    /// Opens a stub on a port of the loopback device, where QEMU can do nothing else. Any local user could connect while it is open.
     fn open_local(&self, monitor: &dyn Monitor, failures: &Failures) -> Result<GdbAddress> {
         // A port that was free a moment ago: QEMU does not tell which one it chose itself.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -126,6 +164,33 @@ impl GdbStub {
         {
             tracing::warn!(%error, "our gdb stub stays open");
         }
+    }
+}
+
+/// The name of a stub's socket.
+const SOCKET: &str = "gdb";
+
+/// A new directory for a socket, which goes with this.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Directory {
+    /// Makes one that only this user can enter; if this is root, only the user of process `qemu`.
+    fn new(qemu: Option<u32>) -> std::io::Result<Self> {
+        let directory = Self(mkdtemp(&std::env::temp_dir().join(format!("{}XXXXXX", HIDDEN.trim_start_matches('/'))))?);
+        let user =
+            qemu.and_then(|pid| std::fs::metadata(format!("/proc/{pid}")).ok()).map(|process| Uid::from_raw(process.uid()));
+        if geteuid().is_root() {
+            chown(&directory.0, user, None)?;
+        }
+        Ok(directory)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.0.join(SOCKET));
+        let _ = std::fs::remove_dir(&self.0);
     }
 }
 

@@ -1,5 +1,7 @@
 //! From a socket, a process or a monitor to a guest that can be read.
 
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +20,7 @@ use crate::gdb_stub::GdbStub;
 use crate::human_registers;
 use crate::memory::{self, GdbMemory, PhysicalMemory, PmemMemory, ProcessMemory, RamPiece, SharedMemory};
 use crate::options::{Options, Road};
-use crate::pmemaccess::{PmemAccess, PmemError};
+use crate::pmemaccess::{COMMAND, PATH_LIMIT, PmemAccess, PmemError};
 use crate::processes::QemuProcess;
 use crate::qmp::{Monitor, MonitorError, QmpSocket, query};
 use crate::ram_layout::{LayoutError, RamLayout};
@@ -83,6 +85,14 @@ pub enum RoadError {
     /// The `pmemaccess` socket cannot be used.
     #[error(transparent)]
     Pmem(#[from] PmemError),
+    /// No `pmemaccess` socket can be made there.
+    #[error("{}: {why}; name a socket that is there, or one that QEMU can make", path.display())]
+    PmemPath {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why it cannot.
+        why: String,
+    },
     /// This QEMU has no `pmemaccess`.
     #[error("this QEMU has not got LibVMI's patch: {0}")]
     NoPmem(MonitorError),
@@ -95,6 +105,18 @@ pub enum RoadError {
 #[derive(Deserialize)]
 struct Name {
     name: Option<String>,
+}
+
+/// What `query-version` says.
+#[derive(Deserialize)]
+struct Version {
+    qemu: Release,
+}
+
+#[derive(Deserialize)]
+struct Release {
+    major: u32,
+    minor: u32,
 }
 
 pub(crate) fn qmp(path: &Path, options: &Options) -> Result<Parts, OpenError> {
@@ -203,7 +225,7 @@ impl Source<'_> {
         Ok(match road {
             Road::Shared => (Box::new(SharedMemory::open(pid?, pieces.to_vec())?), self.pid),
             Road::Process => (Box::new(ProcessMemory::open(pid?, pieces.to_vec())?), self.pid),
-            Road::PmemAccess => (Box::new(self.pmemaccess(options)?), self.pid),
+            Road::PmemAccess => (Box::new(self.pmemaccess(pieces, options)?), self.pid),
             Road::Gdb => {
                 let memory = GdbMemory::new(Arc::clone(self.execution), pieces.to_vec())?;
                 // Whether there is a stub shows only now; it must, before a way is called working.
@@ -213,16 +235,51 @@ impl Source<'_> {
         })
     }
 
-    fn pmemaccess(&self, options: &Options) -> Result<PmemMemory, RoadError> {
-        let path = options.pmemaccess.clone().unwrap_or_else(fresh_path);
-        let made = self.monitor.execute("pmemaccess", json!({ "path": path }));
-        match made {
-            Ok(_) => {}
-            // The user says that it is there already.
-            Err(_) if options.pmemaccess.is_some() && path.exists() => {}
-            Err(error) => return Err(RoadError::NoPmem(error)),
+    fn pmemaccess(&self, pieces: &[RamPiece], options: &Options) -> Result<PmemMemory, RoadError> {
+        let named = options.pmemaccess.as_deref();
+        let path = named.map_or_else(|| Ok(fresh_path()), std::path::absolute);
+        let unusable = |path: &Path, why: String| RoadError::PmemPath { path: path.to_owned(), why };
+        let path = path.map_err(|error| unusable(named.unwrap_or(Path::new("")), error.to_string()))?;
+        let text = path.to_str().filter(|text| text.len() < PATH_LIMIT).ok_or_else(|| {
+            unusable(
+                &path,
+                format!("it must be UTF-8 and shorter than {PATH_LIMIT} bytes: a longer one overruns a buffer in QEMU"),
+            )
+        })?;
+        let make = || {
+            self.monitor.execute(COMMAND, json!({ "path": text })).map_err(RoadError::NoPmem)?;
+            let socket = PmemAccess::connect(&path, PMEM_LIMIT)?;
+            let server = socket.server().and_then(|server| u32::try_from(server.as_raw()).ok());
+            match (server, self.pid) {
+                (Some(server), Some(pid)) if server != pid => {
+                    Err(unusable(&path, format!("process {server} listens there, which is not this guest's QEMU")))
+                }
+                _ => Ok(socket),
+            }
+        };
+        let socket = match std::fs::symlink_metadata(&path) {
+            // The user says that it is there already; if nobody listens any more, QEMU replaces it.
+            Ok(there) if named.is_some() && there.file_type().is_socket() => match PmemAccess::connect(&path, PMEM_LIMIT) {
+                Ok(socket) => socket,
+                Err(PmemError::Connect { source, .. }) if source.kind() == ErrorKind::ConnectionRefused => make()?,
+                Err(error) => return Err(error.into()),
+            },
+            // QEMU removes whatever file lies there.
+            Ok(_) => return Err(unusable(&path, "there is a file of that name, which QEMU would remove".to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => make()?,
+            Err(error) => return Err(unusable(&path, error.to_string())),
+        };
+        Ok(PmemMemory::new(socket, self.machine.to_owned(), pieces.to_vec(), self.no_pmem_writes())?)
+    }
+
+    /// Why nothing may be written through a `pmemaccess` socket, if so: the patches before that for QEMU 2.8 write into QEMU's stack.
+    fn no_pmem_writes(&self) -> Option<String> {
+        const BEFORE: &str = "the patch of QEMU before 2.8 overwrites QEMU's stack when it writes";
+        match query::<Version, _>(&**self.monitor, "query-version") {
+            Ok(Version { qemu: Release { major, minor } }) if (major, minor) >= (2, 8) => None,
+            Ok(Version { qemu: Release { major, minor } }) => Some(format!("{BEFORE}, and this is {major}.{minor}")),
+            Err(error) => Some(format!("{BEFORE}, and its version is not known: {error}")),
         }
-        Ok(PmemMemory { socket: PmemAccess::connect(&path, PMEM_LIMIT)?, machine: self.machine.to_owned() })
     }
 }
 

@@ -10,6 +10,9 @@ mod shell;
 
 pub(crate) use checks::{Check, run};
 pub(crate) use guest::{LiveGuest, Machine, Memory, Qemu, Shape};
+pub(crate) use inside::Inside;
+#[cfg_attr(not(feature = "libvirt"), expect(unused_imports, reason = "for tests with the library"))]
+pub(crate) use libvirt::Domain;
 pub(crate) use libvirt::Libvirt;
 pub(crate) use qmp::{Qmp, Range};
 pub(crate) use server::Skip;

@@ -256,6 +256,11 @@ impl GdbClient {
         self.state == State::Running && self.pending.is_empty()
     }
 
+    /// Whether the stub is gone: it said that the guest has ended, or the connection failed. Everything fails from then on.
+    pub fn is_gone(&self) -> bool {
+        self.state == State::Exited
+    }
+
     /// Whether the stub reads physical memory: it is that of QEMU's system emulation.
     pub fn has_physical_memory(&self) -> bool {
         self.qemu

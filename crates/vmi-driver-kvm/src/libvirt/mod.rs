@@ -1,7 +1,7 @@
 //! Guests that libvirt manages.
 //!
 //! [`LibvirtTarget`] takes targets of the form `libvirt:NAME` apart and is always there. All else needs the feature `libvirt`, which links
-//! libvirt's client library (LGPL): [`LibvirtDomain`] is one running domain and its monitor, [`domains`] lists them.
+//! libvirt's client library (LGPL): `LibvirtDomain` is one running domain and its monitor, `domains` lists them.
 
 #[cfg(feature = "libvirt")]
 mod call;

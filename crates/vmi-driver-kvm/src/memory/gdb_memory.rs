@@ -20,16 +20,6 @@ impl GdbMemory {
     pub(crate) fn new(execution: Arc<Execution>, pieces: Vec<RamPiece>) -> Result<Self, OpenError> {
         Ok(Self { execution, pieces: Pieces::new(0, pieces)? })
     }
-
-    /// How many of `len` bytes at `at` exist. The stub reads zeros where there is nothing, and says nothing of it.
-    fn present(&self, at: PhysAddr, len: usize) -> usize {
-        let mut done = 0usize;
-        while done < len {
-            let Some(run) = at.checked_add(done as u64).and_then(|here| self.pieces.run(here)) else { break };
-            done = done.saturating_add(usize::try_from(run.len).unwrap_or(usize::MAX));
-        }
-        done.min(len)
-    }
 }
 
 impl PhysicalMemory for GdbMemory {
@@ -45,7 +35,8 @@ impl PhysicalMemory for GdbMemory {
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {
-        let there: Vec<usize> = ops.iter().map(|op| self.present(op.at, op.buf.len())).collect();
+        // The stub reads zeros where there is nothing, and says nothing of it.
+        let there: Vec<usize> = ops.iter().map(|op| self.pieces.present(op.at, op.buf.len())).collect();
         let read = self.execution.while_stopped("reading memory", |client| {
             let parts = ops.iter_mut().zip(&there);
             let mut reads: Vec<GdbRead<'_>> =
@@ -56,9 +47,12 @@ impl PhysicalMemory for GdbMemory {
         let results = match read {
             Ok(results) => results,
             Err(error) => {
-                let why = error.to_string();
+                let failures = self.execution.failures();
                 for op in ops {
-                    op.result = Err(self.execution.failures().other("reading memory", why.clone()));
+                    op.result = Err(match error.kind() {
+                        ErrorKind::Ended { why, .. } => failures.ended(why.clone()),
+                        _ => failures.other("reading memory", error.to_string()),
+                    });
                 }
                 return;
             }

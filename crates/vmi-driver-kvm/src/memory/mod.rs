@@ -50,7 +50,7 @@ pub trait PhysicalMemory: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`ErrorKind::Hole`](vmi_core::ErrorKind::Hole) at the first address outside all pieces,
-    /// [`ErrorKind::Driver`](vmi_core::ErrorKind::Driver) if the process refuses or has ended. The bytes before it are good.
+    /// [`ErrorKind::Driver`](vmi_core::ErrorKind::Driver) if the process refuses, [`ErrorKind::Ended`](vmi_core::ErrorKind::Ended) if it has ended. The bytes before it are good.
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()>;
 
     /// Does many reads in as few system calls as possible; each gets its own result.

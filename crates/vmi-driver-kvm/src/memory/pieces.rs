@@ -62,6 +62,16 @@ impl Pieces {
         let offset = at.offset_from(piece.region.start())?;
         Some(Run { piece, host: piece.host.wrapping_add(offset), len: piece.region.len().wrapping_sub(offset) })
     }
+
+    /// How many of the `len` bytes from `at` on are in pieces, up to the first that is not.
+    pub(super) fn present(&self, at: PhysAddr, len: usize) -> usize {
+        let mut done = 0usize;
+        while done < len {
+            let Some(run) = at.checked_add(done as u64).and_then(|here| self.run(here)) else { break };
+            done = done.saturating_add(usize::try_from(run.len).unwrap_or(usize::MAX));
+        }
+        done.min(len)
+    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,31 @@
 //! Guest memory through the `pmemaccess` socket of a patched QEMU.
 
-use vmi_core::{PhysAddr, ReadOp, Result};
+use vmi_core::{Capability, Error, ErrorKind, PhysAddr, ReadOp, Result};
 
-use super::PhysicalMemory;
+use super::pieces::Pieces;
+use super::{OpenError, PhysicalMemory, RamPiece};
 use crate::pmemaccess::PmemAccess;
 
-/// The socket as a road: its errors become those of core.
+/// The socket as a road: only what is memory is asked for, as the patched QEMU reads a device where there is one; its errors become those of core.
 #[derive(Debug)]
 pub(crate) struct PmemMemory {
-    pub(crate) socket: PmemAccess,
-    pub(crate) machine: String,
+    socket: PmemAccess,
+    machine: String,
+    pieces: Pieces,
+    /// Why nothing may be written, if so.
+    refuses_writes: Option<String>,
+}
+
+impl PmemMemory {
+    /// `refuses_writes` says why nothing may be written, if so.
+    pub(crate) fn new(
+        socket: PmemAccess,
+        machine: String,
+        pieces: Vec<RamPiece>,
+        refuses_writes: Option<String>,
+    ) -> Result<Self, OpenError> {
+        Ok(Self { socket, machine, pieces: Pieces::new(0, pieces)?, refuses_writes })
+    }
 }
 
 impl PhysicalMemory for PmemMemory {
@@ -18,14 +34,37 @@ impl PhysicalMemory for PmemMemory {
     }
 
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
-        self.socket.read(at, buf).map_err(|error| error.into_core(&self.machine))
+        let there = self.pieces.present(at, buf.len());
+        let missing = there < buf.len();
+        let part = buf.get_mut(..there).unwrap_or_default();
+        if !part.is_empty() {
+            self.socket.read(at, part).map_err(|error| error.into_core(&self.machine))?;
+        }
+        if missing { Err(Error::hole(at.wrapping_add(there as u64)).after(there)) } else { Ok(()) }
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {
-        self.socket.read_batch(&self.machine, ops);
+        for op in ops {
+            op.result = self.read(op.at, op.buf);
+        }
     }
 
     fn write(&self, at: PhysAddr, data: &[u8]) -> Result<()> {
-        self.socket.write(at, data).map_err(|error| error.into_core(&self.machine))
+        if let Some(why) = &self.refuses_writes {
+            return Err(Error::unsupported(Capability::WriteMemory, format!("{} by its pmemaccess socket: {why}", self.machine)));
+        }
+        let mut done = 0usize;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            let here = at.wrapping_add(done as u64);
+            let run = self.pieces.run(here).ok_or_else(|| Error::hole(here).after(done))?;
+            if run.piece.read_only {
+                return Err(Error::from(ErrorKind::ReadOnly { at: here }).after(done));
+            }
+            let len = usize::try_from(run.len).unwrap_or(usize::MAX).min(rest.len());
+            let part = rest.get(..len).unwrap_or_default();
+            self.socket.write(here, part).map_err(|error| error.into_core(&self.machine).after(done))?;
+            done = done.saturating_add(len);
+        }
+        Ok(())
     }
 }

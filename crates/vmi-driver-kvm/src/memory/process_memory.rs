@@ -47,11 +47,6 @@ enum Way {
     File { mem: File, writable: bool },
 }
 
-/// The memory of a process that ended.
-#[derive(Debug, thiserror::Error)]
-#[error("the process has ended, and its guest with it")]
-struct Ended;
-
 impl ProcessMemory {
     /// Opens the memory of process `pid`, which has the guest's memory as `pieces` tell.
     ///
@@ -173,8 +168,12 @@ impl ProcessMemory {
 
     #[cold]
     fn failed(&self, action: String, errno: Errno) -> Error {
+        let machine = format!("QEMU (pid {})", self.pid);
         let source: Box<dyn core::error::Error + Send + Sync> = match errno {
-            Errno::ESRCH => Box::new(Ended),
+            Errno::ESRCH => {
+                return ErrorKind::Ended { machine, why: format!("{action}: the process has ended, and its guest with it") }
+                    .into();
+            }
             Errno::EPERM | Errno::EACCES => format!("{}; {}", errno.desc(), permission::advice(self.pid)).into(),
             Errno::EFAULT | Errno::EIO => {
                 "QEMU has no such memory any more: the block was unplugged or resized; ask for the guest's memory map again"
@@ -182,7 +181,7 @@ impl ProcessMemory {
             }
             errno => Box::new(io::Error::from(errno)),
         };
-        ErrorKind::Driver { back_end: format!("QEMU (pid {})", self.pid), action, source }.into()
+        ErrorKind::Driver { back_end: machine, action, source }.into()
     }
 
     /// The failure of a transfer at `at`.

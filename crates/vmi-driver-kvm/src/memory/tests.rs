@@ -199,15 +199,12 @@ fn a_process_that_has_ended_is_told_as_such() {
         road.read_batch(&mut ops);
         let [a, b] = ops.map(|op| op.result.unwrap_err());
         for error in [road.read(PhysAddr::ZERO, &mut buf).unwrap_err(), road.write(PhysAddr::ZERO, &buf).unwrap_err(), a, b] {
-            assert!(
-                matches!(error.kind(), ErrorKind::Driver { source, .. } if source.to_string().contains("has ended")),
-                "{error}"
-            );
+            assert!(matches!(error.kind(), ErrorKind::Ended { why, .. } if why.contains("has ended")), "{error}");
         }
         // Later the number may be another process': that is found out before anything is read.
         std::thread::sleep(std::time::Duration::from_millis(80));
         let error = road.read(PhysAddr::ZERO, &mut buf).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Driver { action, .. } if action.contains("whether it runs")), "{error:?}");
+        assert!(matches!(error.kind(), ErrorKind::Ended { why, .. } if why.contains("whether it runs")), "{error:?}");
     }
     assert!(matches!(ProcessMemory::open(child.0.id(), vec![]), Err(OpenError::Ended { .. })));
 }
