@@ -426,5 +426,30 @@ def gdb():
     put("gdb_description", "bad-entities", b'<!DOCTYPE t [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><target>&b;</target>\0')
 
 
-for make in (paging, descriptors, images, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb):
+# QEMU's human monitor, as versions 7.2 and 10.0 print.
+
+
+def monitor():
+    tree = b"""FlatView #0
+ AS "memory", root: system
+ Root memory region: system
+  0000000000000000-00000000000c2fff (prio 0, ram): pc.ram KVM
+  00000000000c3000-00000000000e7fff (prio 0, rom): pc.ram @00000000000c3000
+  00000000fee00000-00000000feefffff (prio 4096, i/o): apic-msi
+  0000000100000000-0000000103ffffff (prio 0, nv-ram): pc.ram @0000000008000000
+
+"""
+    put("memory_tree", "pc", tree)
+    put("memory_tree", "bad-order", tree.replace(b"00000000fee00000-", b"0000000000000000-"))
+    put("memory_tree", "bad-kind", tree.replace(b"nv-ram", b"x"))
+    put("memory_tree", "bad-host-address", b"Host virtual address for 0x0 (a) is 0x7f09f7e00000")
+    registers = b"CPU#0\nEAX=000f49f6 EBX=0 ECX=2ff EDX=1\nESI=0 EDI=0 EBP=0 ESP=00006c5c\nEIP=000fd09a EFL=00000002 [-------] CPL=0\n"
+    registers += b"CS =0008 00000000 ffffffff 00cf9b00 DPL=0 CS32 [-RA]\nGDT=     000f6180 00000037\nCR0=00000011 CR2=0 CR3=0 CR4=0\n"
+    registers += b"DR0=0 DR1=0 DR2=0 DR3=0 \nDR6=ffff0ff0 DR7=400\nEFER=0000000000000d01\n"
+    put("human_registers", "protected", registers)
+    put("human_registers", "two", registers + registers.replace(b"CPU#0", b"CPU#1"))
+    put("human_registers", "bad-numbering", registers + registers)
+
+
+for make in (paging, descriptors, images, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb, monitor):
     make()

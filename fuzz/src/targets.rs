@@ -4,6 +4,7 @@ mod demo;
 mod gdb;
 mod images;
 mod linux;
+mod monitor;
 mod paging;
 mod pmemaccess;
 mod symbols;
@@ -30,6 +31,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "pmemaccess", about: "the answers of a hostile pmemaccess server", run: pmemaccess::pmemaccess },
     Target { name: "gdb_packets", about: "a stream of gdb's remote protocol", run: gdb::packets },
     Target { name: "gdb_replies", about: "stop replies, features and thread lists of a gdb stub", run: gdb::replies },
+    Target { name: "memory_tree", about: "the texts of `info mtree -f` and `gpa2hva`", run: monitor::memory_tree },
+    Target { name: "human_registers", about: "the text of `info registers -a`", run: monitor::registers },
     Target { name: "gdb_description", about: "target descriptions of a gdb stub", run: gdb::description },
 ];
 

@@ -107,7 +107,8 @@ impl Options {
     }
 
     /// Whether a guardian process is forked once the guest is held, which lets it go on if this process dies. Default: yes. Say no in a process
-    /// that may not fork; then a `SIGKILL`, an abort or any other end without unwinding leaves a paused guest paused.
+    /// that may not fork; then a `SIGKILL`, an abort or any other end without unwinding leaves a paused guest paused. A pause through libvirt has no guardian: its
+    /// connection is not one that another process can speak over.
     #[must_use]
     pub fn guardian(mut self, guardian: bool) -> Self {
         self.guardian = guardian;
