@@ -150,6 +150,14 @@ pub(crate) fn company(guest: &LiveGuest) {
     let error = open_second(guest).unwrap_err();
     assert!(error.contains("gdb") || error.contains("another"), "{error}");
     assert_eq!(count(guest, &mut events, "actor call personality 2", |_, _| true).0, 2);
+    drop(events);
+    // Now QEMU takes the refused client from its queue, stops for it, and finds the farewell that it has left there.
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    while !guest.qmp2().is_running() {
+        assert!(began.elapsed() < Duration::from_secs(5), "the guest stands still after a client that was refused");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A second debugger at the same stub.

@@ -110,6 +110,38 @@ impl GdbEvents {
         Ok(())
     }
 
+    /// After somebody else has stopped the guest: sees whether they have let it go on, and has the stub tell of stops again. Whether that is done.
+    fn take_over(&self, client: &mut GdbClient, state: &mut State) -> Result<bool> {
+        let failed = |error| self.failures.gdb("waiting for the guest to go on", error);
+        let Some(now) = self.execution.run_state()? else { return Ok(true) };
+        if now.running && !Execution::is_paused(state) {
+            client.resumed_elsewhere();
+            let stop = client.interrupt().map_err(failed)?;
+            if stop.reason == StopReason::Paused {
+                client.resume().map_err(failed)?;
+            } else {
+                state.pending.push(stop);
+            }
+        } else if now.status == "debug" {
+            // It went on and met a trap of ours before we saw it. The stub did not say which vCPU did; its instruction pointer does.
+            client.stopped_elsewhere();
+            let count = u32::try_from(client.vcpus().len()).unwrap_or(u32::MAX);
+            let mut met = None;
+            for vcpu in (0..count).map(VcpuId) {
+                let rip = VirtAddr::new(client.registers(vcpu).map_err(failed)?.rip);
+                if self.armed.iter().any(|place| is_breakpoint(place.kind) && place.at == rip) {
+                    met = Some(vcpu);
+                    break;
+                }
+            }
+            state.pending.push(Stop { vcpu: met, reason: StopReason::Trap });
+        } else {
+            return Ok(false);
+        }
+        state.elsewhere = false;
+        Ok(true)
+    }
+
     /// Waits until the connection has something to say.
     fn listen(&self, limit: Duration) -> Result<()> {
         let Some(connection) = &self.connection else { return Ok(()) };
@@ -166,10 +198,15 @@ impl EventSession<X86> for GdbEvents {
         let began = Instant::now();
         loop {
             let execution = Arc::clone(&self.execution);
-            let mut paused = false;
+            let (mut paused, mut again) = (false, false);
             let found = execution.with_link(|client, state| {
                 let stop = match state.pending.pop() {
                     Some(stop) => Some(stop),
+                    None if state.elsewhere => {
+                        again = self.take_over(client, state)?;
+                        paused = !again;
+                        return Ok(None);
+                    }
                     None if client.is_running() => {
                         client.wait(Duration::ZERO).map_err(|error| self.failures.gdb("waiting for an event", error))?
                     }
@@ -185,7 +222,8 @@ impl EventSession<X86> for GdbEvents {
                 let Some(stop) = stop else { return Ok(None) };
                 if stop.reason == StopReason::Paused && self.stepping.is_none() {
                     // Somebody paused the guest through QEMU's monitor: it is theirs to resume.
-                    client.resumed_elsewhere();
+                    state.elsewhere = true;
+                    paused = true;
                     return Ok(None);
                 }
                 let occurrence = self.occurrence(client, stop)?;
@@ -200,6 +238,9 @@ impl EventSession<X86> for GdbEvents {
             })?;
             if found.is_some() {
                 return Ok(found);
+            }
+            if again {
+                continue;
             }
             let left = limit.saturating_sub(began.elapsed());
             if left.is_zero() {

@@ -17,7 +17,7 @@ use crate::failure::Failures;
 use crate::gdb::{GdbClient, GdbError, Stop, StopReason};
 use crate::gdb_stub::GdbStub;
 use crate::guardian::{Guardian, LastWords, Line};
-use crate::qmp::Monitor;
+use crate::qmp::{Monitor, RunState};
 
 /// `cont`, after the byte that makes QEMU drop half a request (QEMU: docs/interop/qmp-spec.rst, "Abnormal conditions").
 const CONT: Line = Line { say: b"\xff\n{\"execute\":\"cont\",\"id\":\"vmi-guardian\"}\n", until: b"\"vmi-guardian\"" };
@@ -52,6 +52,9 @@ pub(crate) struct State {
     pub(crate) pending: Vec<Stop>,
     /// Whether an event is being looked at.
     pub(crate) in_event: bool,
+    /// Whether somebody else has stopped the guest since it was last set in motion by the stub. Since QEMU 8.1 the stub tells of one stop for each time
+    /// that it sets the guest in motion: of none after the other has let it go on.
+    pub(crate) elsewhere: bool,
     monitor_guardian: Option<Guardian>,
 }
 
@@ -126,6 +129,7 @@ impl Execution {
             }
             link.stopped_elsewhere = self.is_stopped_elsewhere(&mut link.client, &mut state.pending)?;
             if link.stopped_elsewhere {
+                state.elsewhere = true;
                 return Ok(false);
             }
             if state.pending.is_empty() {
@@ -213,7 +217,10 @@ impl Execution {
         self.about_to_start();
         match (&mut state.link, &self.monitor) {
             (Some(link), _) if link.client.is_running() => {}
-            (Some(link), _) => link.client.resume().map_err(|error| self.failures.gdb("resuming the guest", error))?,
+            (Some(link), _) => {
+                link.client.resume().map_err(|error| self.failures.gdb("resuming the guest", error))?;
+                state.elsewhere = false;
+            }
             (None, Some(monitor)) => monitor.cont().map_err(|error| self.failures.monitor("resuming the guest", error))?,
             (None, None) => {}
         }
@@ -252,6 +259,7 @@ impl Execution {
             link.client.resume().map_err(failed)?;
         } else if state.pauses == 0 {
             link.client.resumed_elsewhere();
+            state.elsewhere = true;
         }
         state.link = Some(link);
         Ok(())
@@ -357,11 +365,15 @@ impl Execution {
         self.about_to_start();
     }
 
+    /// QEMU's word for what the guest does; `None` without a monitor.
+    pub(crate) fn run_state(&self) -> Result<Option<RunState>> {
+        let Some(monitor) = &self.monitor else { return Ok(None) };
+        monitor.status().map(Some).map_err(|error| self.failures.monitor("asking for the run state", error))
+    }
+
     /// Whether the monitor says that the guest runs; `None` without a monitor.
     fn runs_by_monitor(&self) -> Result<Option<bool>> {
-        let Some(monitor) = &self.monitor else { return Ok(None) };
-        let state = monitor.status().map_err(|error| self.failures.monitor("asking for the run state", error))?;
-        Ok(Some(state.running))
+        Ok(self.run_state()?.map(|state| state.running))
     }
 }
 
