@@ -44,7 +44,7 @@ impl Patched {
         let _ = fs::remove_file(path);
         let listener = UnixListener::bind(path).unwrap();
         let (ram, asked) = (Arc::clone(&self.ram), Arc::clone(&self.asked));
-        std::thread::spawn(move || serve(listener.accept().unwrap().0, &ram, &asked));
+        std::thread::spawn(move || serve_one(listener, &ram, &asked));
         self.paths.lock().unwrap().push(path.to_owned());
     }
 
@@ -95,6 +95,13 @@ impl Monitor for Patched {
     fn describe(&self) -> String {
         "patched QEMU".to_owned()
     }
+}
+
+/// As the patch does: the first connection is the last, and nobody listens any more once it is answered.
+fn serve_one(listener: UnixListener, ram: &Mutex<Vec<u8>>, asked: &Mutex<Vec<(u64, u64)>>) {
+    let (stream, _) = listener.accept().unwrap();
+    drop(listener);
+    serve(stream, ram, asked);
 }
 
 fn serve(mut stream: UnixStream, ram: &Mutex<Vec<u8>>, asked: &Mutex<Vec<(u64, u64)>>) {
@@ -189,7 +196,7 @@ fn no_file_is_lost() {
             fs::remove_file(&socket).unwrap();
             let listener = UnixListener::bind(&socket).unwrap();
             let ram = Arc::clone(&qemu.ram);
-            std::thread::spawn(move || serve(listener.accept().unwrap().0, &ram, &Mutex::default()));
+            std::thread::spawn(move || serve_one(listener, &ram, &Mutex::default()));
         }
     }
 }

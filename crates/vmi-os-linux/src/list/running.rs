@@ -2,13 +2,20 @@
 //!
 //! The kernel lets its own readers walk such lists without a lock (RCU, include/linux/rculist.h): a node that is taken out still leads
 //! on until all readers have left. A reader outside of the guest is not waited for. What it stands on may be freed and become
-//! another node meanwhile, which leads to another part of the list, past nodes that it never saw. So each step is proven: the next
-//! node leads back here, and then this one still is what it was and leads there. A node that was taken out leads back nowhere
-//! (LIST_POISON2), and one that came anew leads elsewhere.
+//! another node meanwhile, which leads to another part of the list, past nodes that it never saw. So each step is proven by one moment,
+//! the one at which the next node was seen to lead back here. What proves that both were then the nodes that they are taken for is their
+//! identity, read before that moment and again after it: the one of the next node within the step, the one of this node when it was
+//! reached and now. A node that was taken out leads back nowhere (LIST_POISON2), one that came anew has another identity.
+//!
+//! What is left is a node that is not one yet, or no more: a task under construction is a copy of its parent at first, links and identity
+//! included. So a step to an identity that the list has already must succeed twice. (A list that really has one twice, say one that a
+//! rootkit changed, is shown as it is.)
 //!
 //! Where that does not hold, the walk goes back by one node, which proves itself anew or makes it go back further. Nodes that were there all
 //! the time are found exactly once so: each proven step goes from one node to its successor, and the order of nodes that stay never
 //! changes.
+
+use std::collections::BTreeSet;
 
 use vmi_core::{AddressSpace, Driver, Error, ErrorKind, Paging, Result, VirtAddr};
 
@@ -29,13 +36,24 @@ pub(crate) fn collect<D: Driver>(
 ) -> Result<Vec<Node>> {
     let walk = Walk { space, head, what, identity };
     let mut nodes: Vec<Node> = Vec::new();
+    let mut identities = BTreeSet::new();
     let mut furthest = 0;
     let mut attempts = Attempts::new(what);
     loop {
-        match walk.step(nodes.last()) {
+        let all = |identity| (identity, VirtAddr::ZERO)..=(identity, VirtAddr::new(u64::MAX));
+        let seen = |node: &Node| identities.range(all(node.identity)).next().is_some();
+        let step = match walk.step(nodes.last()) {
+            Ok(Some(node)) if seen(&node) => walk.step(nodes.last()).and_then(|again| {
+                let same = again.as_ref() == Some(&node);
+                same.then_some(again).ok_or_else(|| Error::corrupt(format!("a node of {what} went away"), node.at))
+            }),
+            step => step,
+        };
+        match step {
             Ok(None) => return Ok(nodes),
             Ok(Some(_)) if nodes.len() == limit => return Err(ErrorKind::Limit { what: what.to_owned(), limit }.into()),
             Ok(Some(node)) => {
+                identities.insert((node.identity, node.at));
                 nodes.push(node);
                 if nodes.len() > furthest {
                     furthest = nodes.len();
@@ -44,7 +62,9 @@ pub(crate) fn collect<D: Driver>(
             }
             Err(error) => {
                 attempts.failed(error)?;
-                nodes.pop();
+                if let Some(node) = nodes.pop() {
+                    identities.remove(&(node.identity, node.at));
+                }
             }
         }
     }
@@ -62,14 +82,18 @@ impl<D: Driver, I: Fn(VirtAddr) -> Result<u32>> Walk<'_, '_, D, I> {
     fn step(&self, last: Option<&Node>) -> Result<Option<Node>> {
         let here = last.map_or(self.head, |last| last.at);
         let at = self.next(here)?;
+        let node = if at == self.head { None } else { Some(Node { at, identity: Some((self.identity)(at)?) }) };
         let back = self.space.read_pointer(at.wrapping_add(self.space.mode().pointer_size() as u64))?;
         if back != here {
             return Err(Error::corrupt(format!("{} leads from {here} to a node that leads back to {back}", self.what), at));
         }
-        let node = if at == self.head { None } else { Some(Node { at, identity: Some((self.identity)(at)?) }) };
-        let identity = last.map(|_| (self.identity)(here)).transpose()?;
-        if self.next(here)? != at || identity != last.and_then(|last| last.identity) {
+        if self.next(here)? != at {
             return Err(Error::corrupt(format!("a node of {} went away", self.what), here));
+        }
+        for node in last.into_iter().chain(&node) {
+            if Some((self.identity)(node.at)?) != node.identity {
+                return Err(Error::corrupt(format!("a node of {} went away", self.what), node.at));
+            }
         }
         Ok(node)
     }
