@@ -7,19 +7,25 @@ use std::sync::Arc;
 
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Capability, Driver, Error, ErrorKind, GuestMapping, Liveness, MachineInfo, MappedFile, MemoryMap, PhysAddr, Result, VcpuId,
-    Vcpus,
+    Capability, Driver, Error, ErrorKind, GuestMapping, Liveness, MachineInfo, MappedFile, MemoryMap, PhysAddr, Piece,
+    PieceError, Region, Result, VcpuId, Vcpus,
 };
 
+use crate::image::{Input, Part};
+use crate::packed_memory::PackedMemory;
+use crate::source::Source;
 use crate::{Compression, Format, FormatError, OpenError, OpenOptions, unpack};
 
-/// A machine's memory in a file: frozen, mapped, read in place.
+/// A machine's memory in a file: frozen, mapped and read in place, or unpacked where it is read.
 ///
 /// The file must keep its length and contents as long as this lives: see [`MappedFile`].
 #[derive(Debug)]
 pub struct ImageDriver {
     machine: MachineInfo,
     mapping: GuestMapping,
+    /// Memory in containers that are not mapped: first address, by which they are sorted, and where it is.
+    indexed: Vec<(Piece, Source)>,
+    packed: Option<PackedMemory>,
     /// Memory that is zero without being in the file.
     zeros: MemoryMap,
     registers: Vec<Registers>,
@@ -44,51 +50,54 @@ impl ImageDriver {
             return Err(OpenError::NotRegular { path: path.to_owned(), what });
         }
         let store = File::open(path).and_then(|file| MappedFile::new(&file)).map_err(io("open"))?;
-        Self::unpack(path, store, options)
+        Self::unpack(path, Some(path), Source::mapped(store), options)
     }
 
-    /// The image in `store`, packed or not.
-    pub(crate) fn unpack<B>(path: &Path, store: B, mut options: OpenOptions) -> Result<Self, OpenError>
-    where
-        B: AsRef<[u8]> + Send + Sync + 'static,
-    {
-        match Compression::of(store.as_ref()) {
-            None => Self::parse(path, store, &options, None),
-            Some(compression) => {
-                let unpacked = unpack::unpack(path, store.as_ref(), compression, &mut options)?;
-                Self::parse(path, unpacked, &options, Some(compression))
+    /// The image in `source`, packed or not. `name` stands in messages, `path` is where other files of the image are.
+    pub(crate) fn unpack(name: &Path, path: Option<&Path>, source: Source, mut options: OpenOptions) -> Result<Self, OpenError> {
+        let compression = match &source {
+            Source::Mapped(store) => Compression::of((**store).as_ref()),
+            Source::Indexed(_) => None,
+        };
+        let source = match (&source, compression) {
+            (Source::Mapped(packed), Some(compression)) => {
+                Source::mapped(unpack::unpack(name, (**packed).as_ref(), compression, &mut options)?)
             }
-        }
+            _ => source,
+        };
+        Self::parse(name, Input { source: &source, path, options: &options }, compression)
     }
 
-    fn parse<B>(path: &Path, store: B, options: &OpenOptions, compression: Option<Compression>) -> Result<Self, OpenError>
-    where
-        B: AsRef<[u8]> + Send + Sync + 'static,
-    {
-        let bytes = store.as_ref();
-        if bytes.is_empty() {
-            return Err(OpenError::Empty { path: path.to_owned() });
+    fn parse(name: &Path, input: Input<'_>, compression: Option<Compression>) -> Result<Self, OpenError> {
+        if input.source.len() == 0 {
+            return Err(OpenError::Empty { path: name.to_owned() });
         }
-        let format = match options.format {
+        let format = match input.options.format {
             Some(format) => format,
-            None => Format::of(bytes).map_err(|foreign| OpenError::NotSupported {
-                path: path.to_owned(),
+            None => Format::of(input.source).map_err(|foreign| OpenError::NotSupported {
+                path: name.to_owned(),
                 format: foreign.name,
                 advice: foreign.advice,
             })?,
         };
-        let wrong = |source| OpenError::Image { path: path.to_owned(), format, source };
-        let image = format.parse()(bytes, options).map_err(wrong)?;
-        let mapping = GuestMapping::frozen(Arc::new(store), &image.pieces).map_err(|error| wrong(error.into()))?;
+        let wrong = |source| OpenError::Image { path: name.to_owned(), format, source };
+        let image = format.parse()(input).map_err(wrong)?;
+        let packing = compression.map(|compression| format!(" ({compression})")).unwrap_or_default();
+        let machine_name = format!("{format} image {}{packing}", name.display());
+
+        let (mapping, indexed) = locate(&image.parts).map_err(wrong)?;
         let zeros = MemoryMap::new(image.zeros);
-        let memory = MemoryMap::new(mapping.memory_map().regions().iter().chain(zeros.regions()).copied());
+        let packed = image.packed.map(|blocks| (blocks.memory(), PackedMemory::new(blocks, machine_name.clone())));
+        let mapped = mapping.memory_map();
+        let regions = mapped.regions().iter().chain(zeros.regions()).copied();
+        let regions = regions.chain(indexed.iter().map(|(piece, _)| piece.region));
+        let memory = MemoryMap::new(regions.chain(packed.iter().flat_map(|(memory, _)| memory.regions().iter().copied())));
         if memory.regions().is_empty() {
             return Err(wrong(FormatError::NoMemory));
         }
-        let packed = compression.map(|compression| format!(" ({compression})")).unwrap_or_default();
-        let name = format!("{format} image {}{packed}", path.display());
-        let machine = MachineInfo { name, memory, liveness: Liveness::Frozen, notes: image.notes };
-        Ok(Self { machine, mapping, zeros, registers: image.registers, format, compression })
+        let machine = MachineInfo { name: machine_name, memory, liveness: Liveness::Frozen, notes: image.notes };
+        let packed = packed.map(|(_, packed)| packed);
+        Ok(Self { machine, mapping, indexed, packed, zeros, registers: image.registers, format, compression })
     }
 
     /// The format of the image.
@@ -100,6 +109,71 @@ impl ImageDriver {
     pub fn compression(&self) -> Option<Compression> {
         self.compression
     }
+}
+
+impl ImageDriver {
+    /// Fills the start of `buf`, at least one byte of it, and says how much.
+    fn read_run(&self, at: PhysAddr, buf: &mut [u8]) -> Result<usize> {
+        let wanted = buf.len();
+        let run = |region: Region| usize::try_from(region.end().get().saturating_sub(at.get())).unwrap_or(usize::MAX).min(wanted);
+        let hole = match self.mapping.read_into(at, buf) {
+            Ok(()) => return Ok(buf.len()),
+            Err(error) if error.done() > 0 => return Ok(error.done()),
+            Err(hole) => hole,
+        };
+        if let Some((piece, source)) = self.indexed_at(at) {
+            let len = run(piece.region);
+            let offset = piece.offset.saturating_add(at.get().saturating_sub(piece.region.start().get()));
+            let (now, _) = buf.split_at_mut(len);
+            source.read_at(offset, now, "memory").map_err(|error| self.damaged(at, error))?;
+            return Ok(len);
+        }
+        if let Some(region) = self.zeros.region_at(at) {
+            let len = run(region);
+            buf.iter_mut().take(len).for_each(|byte| *byte = 0);
+            return Ok(len);
+        }
+        match self.packed.as_ref().map(|packed| packed.read(at, buf)) {
+            None => Err(hole),
+            Some(Ok(())) => Ok(buf.len()),
+            Some(Err(error)) if error.is_absent() && error.done() > 0 => Ok(error.done()),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    fn indexed_at(&self, at: PhysAddr) -> Option<&(Piece, Source)> {
+        let index = self.indexed.partition_point(|(piece, _)| piece.region.end() <= at);
+        self.indexed.get(index).filter(|(piece, _)| piece.region.contains(at))
+    }
+
+    #[cold]
+    fn damaged(&self, at: PhysAddr, error: FormatError) -> Error {
+        let action = format!("unpacking the memory at {at}");
+        ErrorKind::Driver { back_end: self.machine.name.clone(), action, source: error.into() }.into()
+    }
+}
+
+/// What of `parts` is mapped, and the rest in the order of addresses.
+fn locate(parts: &[Part]) -> Result<(GuestMapping, Vec<(Piece, Source)>), FormatError> {
+    let (mut stores, mut indexed) = (Vec::new(), Vec::new());
+    for part in parts {
+        match &part.source {
+            Source::Mapped(store) => stores.push((Arc::clone(store), part.pieces.as_slice())),
+            source @ Source::Indexed(_) => indexed.extend(part.pieces.iter().map(|&piece| (piece, source.clone()))),
+        }
+    }
+    indexed.sort_by_key(|(piece, _)| piece.region.start());
+    let mut end = PhysAddr::ZERO;
+    for (piece, source) in &indexed {
+        if piece.region.start() < end {
+            return Err(PieceError::Overlap { at: piece.region.start() }.into());
+        }
+        if piece.offset.checked_add(piece.region.len()).is_none_or(|end| end > source.len()) {
+            return Err(PieceError::Beyond { piece: *piece, store: source.len() }.into());
+        }
+        end = piece.region.end();
+    }
+    Ok((GuestMapping::frozen_stores(&stores)?, indexed))
 }
 
 /// What `kind` is, if no regular file.
@@ -125,20 +199,14 @@ impl Driver for ImageDriver {
         let mut done = 0usize;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let here = at.checked_add(done as u64).ok_or_else(|| vmi_core::Address::out_of_range(at, rest.len()).after(done))?;
-            let Err(hole) = self.mapping.read_into(here, rest) else { break };
-            let mapped = hole.done();
-            let zero_at = here.wrapping_add(mapped as u64);
-            let Some(zero) = self.zeros.region_at(zero_at) else { return Err(hole.after(done)) };
-            let len = usize::try_from(zero.end().get().saturating_sub(zero_at.get())).unwrap_or(usize::MAX);
-            let gap = rest.iter_mut().skip(mapped).take(len);
-            done = done.saturating_add(mapped).saturating_add(gap.len());
-            gap.for_each(|byte| *byte = 0);
+            done = done.saturating_add(self.read_run(here, rest).map_err(|error| error.after(done))?);
         }
         Ok(())
     }
 
     fn mapping(&self) -> Option<&GuestMapping> {
-        Some(&self.mapping)
+        // A mapping is the last word on memory, and `Vmi` caches pages only where there is none.
+        (self.packed.is_none() && self.indexed.is_empty()).then_some(&self.mapping)
     }
 
     fn vcpus(&self) -> Option<&dyn Vcpus<Arch = X86>> {

@@ -101,6 +101,24 @@ pub enum FormatError {
         /// What was found, in words.
         what: String,
     },
+    /// Bytes that are packed in the file and damaged.
+    #[error("damaged {what} at file offset {offset:#x}: {why}")]
+    Damaged {
+        /// How they are packed.
+        what: &'static str,
+        /// Where in the file.
+        offset: u64,
+        /// What the unpacking found.
+        why: String,
+    },
+    /// Another file that belongs to the image.
+    #[error("{}: {why}", path.display())]
+    Beside {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Parts of memory that overlap each other or lie beyond the file.
     #[error(transparent)]
     Pieces(#[from] PieceError),

@@ -3,6 +3,7 @@
 use core::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::source::Source;
 use crate::{Format, ImageDriver, OpenError, RawMap};
 
 /// Called while a packed image is unpacked: bytes of the packed file that are done, and in total.
@@ -91,7 +92,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`ImageDriver::open`].
     pub fn open_bytes(self, name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<ImageDriver, OpenError> {
-        ImageDriver::unpack(name.as_ref(), bytes, self)
+        ImageDriver::unpack(name.as_ref(), None, Source::mapped(bytes), self)
     }
 }
 

@@ -1,12 +1,12 @@
 //! Which format a file has, decided by its content alone.
 //!
-//! A new format is one file under `format/`, one variant of [`Format`] and one line in [`Format::recipe`]; if it has no magic number
-//! at a fixed place, its `matches` may look at the whole file.
+//! A new format is one file under `format/`, one variant of [`Format`] and one line in [`Format::recipe`].
 
 use core::fmt;
 
 use crate::format::{elf, foreign, lime, raw};
 use crate::image::Parse;
+use crate::source::Source;
 
 /// A format of memory images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,7 +24,10 @@ impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
     const ALL: [Self; 3] = [Self::Lime, Self::Elf, Self::Raw];
 
-    /// How this format is recognised and read.
+    /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
+    const HEAD: u64 = 64 << 10;
+
+    /// How this format is recognised by the start of a file, and read.
     const fn recipe(self) -> (fn(&[u8]) -> bool, Parse) {
         match self {
             Self::Lime => (lime::matches, lime::parse),
@@ -38,11 +41,13 @@ impl Format {
         self.recipe().1
     }
 
-    /// Finds the format of `bytes`, or says what else they are.
-    pub(crate) fn of(bytes: &[u8]) -> Result<Self, &'static foreign::Foreign> {
-        let matches = |format: &Self| (format.recipe().0)(bytes);
+    /// Finds the format of `source`, or says what else it is.
+    pub(crate) fn of(source: &Source) -> Result<Self, &'static foreign::Foreign> {
+        // What cannot be read is told by whoever reads it next.
+        let head = source.head(Self::HEAD).unwrap_or_default();
+        let matches = |format: &Self| (format.recipe().0)(&head);
         match Self::ALL.into_iter().find(matches) {
-            Some(Self::Raw) | None => foreign::identify(bytes).map_or(Ok(Self::Raw), Err),
+            Some(Self::Raw) | None => foreign::identify(&head).map_or(Ok(Self::Raw), Err),
             Some(format) => Ok(format),
         }
     }

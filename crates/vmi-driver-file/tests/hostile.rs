@@ -3,10 +3,10 @@
 
 mod builder;
 
-use builder::{Elf, lime, load, note, notes, pattern};
+use builder::{Elf, exercise, lime, load, note, notes, pattern};
 use proptest::prelude::*;
-use vmi_core::{Driver, Memory, VcpuId};
-use vmi_driver_file::{Format, OpenOptions};
+use vmi_core::Memory;
+use vmi_driver_file::Format;
 
 fn small_lime() -> Vec<u8> {
     [lime(0x1000, &pattern(1, 100)), lime(0x10_0000, &pattern(2, 400)), lime(0x5000, &pattern(3, 33))].concat()
@@ -18,28 +18,6 @@ fn small_elf(class64: bool) -> Elf {
     tail.memory_len = Some(0x900);
     let segments = vec![notes(all), tail, load(0x10_0000, pattern(2, 400))];
     Elf { class64, machine: 3, ..Elf::new(segments) }
-}
-
-/// Opens `bytes` as `format` and touches what can be touched.
-fn exercise(bytes: &[u8], format: Option<Format>, allow_truncated: bool) -> bool {
-    let options = OpenOptions::new().allow_truncated(allow_truncated).max_unpacked(1 << 20);
-    let options = match format {
-        Some(format) => options.format(format),
-        None => options,
-    };
-    let Ok(vmi) = builder::open_with(bytes, options) else { return false };
-    for region in vmi.machine().memory.regions().iter().take(100) {
-        let last = region.end().checked_sub(1).unwrap();
-        let mut buf = [0; 2];
-        vmi.read_into(region.start(), &mut buf[..1]).unwrap();
-        vmi.read_into(last, &mut buf[..1]).unwrap();
-        // Across the end: one byte is good, as regions lie apart.
-        assert_eq!(vmi.read_into(last, &mut buf).unwrap_err().done(), 1);
-    }
-    if let Some(vcpus) = vmi.driver().vcpus() {
-        vcpus.registers(VcpuId(vcpus.vcpu_count() - 1)).unwrap();
-    }
-    true
 }
 
 #[test]

@@ -49,6 +49,9 @@ impl AsRef<[u8]> for MappedFile {
     }
 }
 
+/// Bytes that do not change, and that hold guest memory: a mapped file, a buffer.
+pub type Store = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// A run of guest-physical memory that lies in one run of bytes of a backing store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -146,19 +149,30 @@ impl GuestMapping {
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
-        // The reference is taken once: what it points at lives as long as the store, which `keep_alive` holds.
-        let bytes: &[u8] = (*store).as_ref();
-        let mut regions = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            let part = usize::try_from(piece.offset)
-                .ok()
-                .zip(usize::try_from(piece.region.len()).ok())
-                .and_then(|(offset, len)| bytes.get(offset..offset.checked_add(len)?))
-                .ok_or(PieceError::Beyond { piece: *piece, store: bytes.len() as u64 })?;
-            // SAFETY: `part` has the region's length and lives as long as the store, which the mapping keeps.
-            regions.push(unsafe { MappedRegion::new(piece.region, part.as_ptr(), false) });
+        Self::frozen_stores(&[(store, pieces)])
+    }
+
+    /// As [`GuestMapping::frozen`], with memory in several stores.
+    ///
+    /// # Errors
+    /// As [`GuestMapping::frozen`].
+    pub fn frozen_stores(stores: &[(Store, &[Piece])]) -> Result<Self, PieceError> {
+        let mut regions = Vec::new();
+        for (store, pieces) in stores {
+            // The reference is taken once: what it points at lives as long as the store, which `keep_alive` holds.
+            let bytes: &[u8] = (**store).as_ref();
+            for piece in *pieces {
+                let part = usize::try_from(piece.offset)
+                    .ok()
+                    .zip(usize::try_from(piece.region.len()).ok())
+                    .and_then(|(offset, len)| bytes.get(offset..offset.checked_add(len)?))
+                    .ok_or(PieceError::Beyond { piece: *piece, store: bytes.len() as u64 })?;
+                // SAFETY: `part` has the region's length and lives as long as the store, which the mapping keeps.
+                regions.push(unsafe { MappedRegion::new(piece.region, part.as_ptr(), false) });
+            }
         }
-        Self::from_regions(regions, Liveness::Frozen, store)
+        let keep_alive: Vec<Store> = stores.iter().map(|(store, _)| Arc::clone(store)).collect();
+        Self::from_regions(regions, Liveness::Frozen, Arc::new(keep_alive))
     }
 
     /// A mapping of nothing: every read through it finds a hole.

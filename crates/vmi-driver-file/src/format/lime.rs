@@ -6,8 +6,9 @@ use vmi_core::{PhysAddr, Piece, Region};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::image::{Image, present};
-use crate::{FormatError, OpenOptions};
+use crate::FormatError;
+use crate::image::{Image, Input};
+use crate::sparse::is_zero;
 
 /// `LiME` as the first four bytes spell it on a little-endian machine.
 pub(crate) const MAGIC: u32 = 0x4c69_4d45;
@@ -34,18 +35,16 @@ pub(crate) fn matches(bytes: &[u8]) -> bool {
 }
 
 /// Walks the headers to the end of the file.
-pub(crate) fn parse(bytes: &[u8], options: &OpenOptions) -> Result<Image, FormatError> {
+pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
+    const LEN: u64 = size_of::<Header>() as u64;
     let mut pieces = Vec::new();
-    let mut at = 0usize;
-    // A rest of zeros is the padding that block-wise copies leave behind.
-    while let Some(rest) = bytes.get(at..).filter(|rest| rest.iter().any(|&byte| byte != 0)) {
-        let offset = at as u64;
+    let mut offset = 0u64;
+    while offset < input.source.len() && !is_padding(input, offset)? {
         let malformed = |what| FormatError::Malformed { offset, what };
-        let Ok((header, _)) = Header::read_from_prefix(rest) else {
-            let len = size_of::<Header>() as u64;
-            present(options, bytes.len(), offset, len, || format!("the header of range {}", pieces.len()))?;
+        if input.present(offset, LEN, || format!("the header of range {}", pieces.len()))? < LEN {
             break;
-        };
+        }
+        let header: Header = input.source.read(offset, "the header")?;
         if (header.magic.get(), header.version.get()) != (MAGIC, VERSION) {
             return Err(malformed(format!("no LiME header of version {VERSION} where range {} should start", pieces.len())));
         }
@@ -54,12 +53,23 @@ pub(crate) fn parse(bytes: &[u8], options: &OpenOptions) -> Result<Image, Format
             .checked_sub(start)
             .and_then(|distance| Region::new(PhysAddr::new(start), distance.checked_add(1)?))
             .ok_or_else(|| malformed(format!("range {} is from {start:#x} to {last:#x}, which cannot be", pieces.len())))?;
-        let data = offset.saturating_add(size_of::<Header>() as u64);
-        let what = || format!("range {} ({start:#x}-{last:#x})", pieces.len());
-        let len = present(options, bytes.len(), data, region.len(), what)?;
+        let data = offset.saturating_add(LEN);
+        let len = input.present(data, region.len(), || format!("range {} ({start:#x}-{last:#x})", pieces.len()))?;
         pieces.extend(Region::new(region.start(), len).map(|region| Piece { region, offset: data }));
-        // What is present ends within the file, so this does not wrap.
-        at = usize::try_from(data.saturating_add(len)).unwrap_or(usize::MAX);
+        offset = data.saturating_add(len);
     }
-    Ok(Image { pieces, ..Image::default() })
+    Ok(Image::of(input, pieces))
+}
+
+/// Whether there is nothing but zeros from `offset` on: the padding that block-wise copies leave behind.
+fn is_padding(input: Input<'_>, mut offset: u64) -> Result<bool, FormatError> {
+    const STEP: u64 = 1 << 16;
+    while let Some(left @ 1..) = input.source.len().checked_sub(offset) {
+        let len = left.min(STEP);
+        if !is_zero(&input.source.get(offset, len, "the rest of the file")?) {
+            return Ok(false);
+        }
+        offset = offset.saturating_add(len);
+    }
+    Ok(true)
 }

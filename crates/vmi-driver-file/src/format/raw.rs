@@ -4,8 +4,8 @@
 
 use vmi_core::{PhysAddr, Piece, Region};
 
-use crate::image::{Image, present};
-use crate::{FormatError, OpenOptions};
+use crate::FormatError;
+use crate::image::{Image, Input};
 
 /// Every file can be a raw image.
 pub(crate) fn matches(_: &[u8]) -> bool {
@@ -13,17 +13,17 @@ pub(crate) fn matches(_: &[u8]) -> bool {
 }
 
 /// One piece from address zero, or the pieces of the map.
-pub(crate) fn parse(bytes: &[u8], options: &OpenOptions) -> Result<Image, FormatError> {
+pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
     let mut pieces = Vec::new();
-    match &options.raw_map {
+    match &input.options.raw_map {
         Some(map) => {
             for piece in map.pieces() {
                 let what = || format!("memory at {}-{:#x}", piece.region.start(), piece.region.end());
-                let len = present(options, bytes.len(), piece.offset, piece.region.len(), what)?;
+                let len = input.present(piece.offset, piece.region.len(), what)?;
                 pieces.extend(Region::new(piece.region.start(), len).map(|region| Piece { region, ..*piece }));
             }
         }
-        None => pieces.extend(Region::new(PhysAddr::ZERO, bytes.len() as u64).map(|region| Piece { region, offset: 0 })),
+        None => pieces.extend(Region::new(PhysAddr::ZERO, input.source.len()).map(|region| Piece { region, offset: 0 })),
     }
-    Ok(Image { pieces, ..Image::default() })
+    Ok(Image::of(input, pieces))
 }

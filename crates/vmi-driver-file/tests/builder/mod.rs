@@ -11,8 +11,8 @@
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use vmi_core::Vmi;
-use vmi_driver_file::{ImageDriver, OpenError, OpenOptions};
+use vmi_core::{Driver, ErrorKind, Memory, VcpuId, Vcpus, Vmi};
+use vmi_driver_file::{Format, ImageDriver, OpenError, OpenOptions};
 
 /// A directory with one file in it.
 pub struct TestFile {
@@ -37,6 +37,33 @@ pub fn open(bytes: &[u8]) -> Result<Vmi<ImageDriver>, OpenError> {
 
 pub fn open_with(bytes: &[u8], options: OpenOptions) -> Result<Vmi<ImageDriver>, OpenError> {
     options.open_bytes("image", bytes.to_vec()).map(Vmi::new)
+}
+
+/// Opens `bytes` as `format` and touches what can be touched. Whether they opened.
+pub fn exercise(bytes: &[u8], format: Option<Format>, allow_truncated: bool) -> bool {
+    let options = OpenOptions::new().allow_truncated(allow_truncated).max_unpacked(1 << 20);
+    let options = match format {
+        Some(format) => options.format(format),
+        None => options,
+    };
+    let Ok(vmi) = open_with(bytes, options) else { return false };
+    // Packed memory may turn out to be damaged when it is read; what is there in plain may not.
+    let read = |at, buf: &mut [u8]| match vmi.read_into(at, buf) {
+        Err(error) if vmi.driver().mapping().is_none() && matches!(error.kind(), ErrorKind::Driver { .. }) => None,
+        other => Some(other.map_err(|error| error.done())),
+    };
+    for region in vmi.machine().memory.regions().iter().take(100) {
+        let last = region.end().checked_sub(1).unwrap();
+        let mut buf = [0; 2];
+        assert!(read(region.start(), &mut buf[..1]).is_none_or(|read| read.is_ok()));
+        assert!(read(last, &mut buf[..1]).is_none_or(|read| read.is_ok()));
+        // Across the end: one byte is good, as regions lie apart.
+        assert!(read(last, &mut buf).is_none_or(|read| read == Err(1)));
+    }
+    if let Some(vcpus) = vmi.driver().vcpus() {
+        vcpus.registers(VcpuId(vcpus.vcpu_count() - 1)).unwrap();
+    }
+    true
 }
 
 /// Bytes that tell where they are.

@@ -17,13 +17,14 @@ mod virtualbox;
 
 use object::LittleEndian;
 use object::elf::{ELFCLASS32, ELFCLASS64, ELFMAG, EM_386, EM_X86_64, ET_CORE, FileHeader32, FileHeader64, PT_LOAD};
-use object::read::ReadRef;
 use object::read::elf::{FileHeader, ProgramHeader};
+use object::read::{ReadCache, ReadRef};
 use vmi_core::{PhysAddr, Piece, Region};
 
+use crate::FormatError;
 use crate::claims::Claims;
-use crate::image::{Image, present};
-use crate::{FormatError, OpenOptions};
+use crate::image::{Image, Input};
+use crate::source::Source;
 
 /// x86 is little endian, and nothing else is read here.
 const LE: LittleEndian = LittleEndian;
@@ -34,10 +35,17 @@ pub(crate) fn matches(bytes: &[u8]) -> bool {
 }
 
 /// Reads either class: QEMU writes 32-bit guests as class 64 with machine 386.
-pub(crate) fn parse(bytes: &[u8], options: &OpenOptions) -> Result<Image, FormatError> {
-    match bytes.get(4).copied() {
-        Some(class) if class == ELFCLASS64.0 => parse_class::<FileHeader64<LittleEndian>>(bytes, options),
-        Some(class) if class == ELFCLASS32.0 => parse_class::<FileHeader32<LittleEndian>>(bytes, options),
+pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
+    match input.source {
+        Source::Mapped(store) => parse_any((**store).as_ref(), input),
+        Source::Indexed(_) => parse_any(&ReadCache::new(input.source.reader()), input),
+    }
+}
+
+fn parse_any<'a>(data: impl ReadRef<'a>, input: Input<'_>) -> Result<Image, FormatError> {
+    match data.read_bytes_at(4, 1) {
+        Ok([class]) if *class == ELFCLASS64.0 => parse_class::<FileHeader64<LittleEndian>, _>(data, input),
+        Ok([class]) if *class == ELFCLASS32.0 => parse_class::<FileHeader32<LittleEndian>, _>(data, input),
         _ => Err(malformed(4, "the class is neither 32 nor 64 bits")),
     }
 }
@@ -46,9 +54,13 @@ fn malformed(offset: u64, what: impl Into<String>) -> FormatError {
     FormatError::Malformed { offset, what: what.into() }
 }
 
-fn parse_class<H: FileHeader<Endian = LittleEndian>>(bytes: &[u8], options: &OpenOptions) -> Result<Image, FormatError> {
+fn parse_class<'a, H, R>(data: R, input: Input<'_>) -> Result<Image, FormatError>
+where
+    H: FileHeader<Endian = LittleEndian>,
+    R: ReadRef<'a>,
+{
     // `FileHeader::parse` would insist on version 1 in `e_ident`, where VirtualBox 7 leaves a zero.
-    let header: &H = bytes.read_at(0).map_err(|()| cut("the ELF header", size_of::<H>() as u64, bytes))?;
+    let header: &H = data.read_at(0).map_err(|()| cut("the ELF header", size_of::<H>() as u64, input))?;
     if !header.is_little_endian() {
         return Err(malformed(5, "the byte order is not little endian: no x86 machine"));
     }
@@ -62,36 +74,37 @@ fn parse_class<H: FileHeader<Endian = LittleEndian>>(bytes: &[u8], options: &Ope
     if machine != EM_X86_64 && machine != EM_386 {
         return Err(malformed(18, format!("ELF machine {} is not x86", machine.0)));
     }
-    let segments = segments(header, bytes)?;
+    let segments = segments(header, data, input)?;
     if segments.is_empty() && header.e_shoff(LE).into() != 0 {
         return Err(malformed(0, "sections without segments: the cores of Xen (`xl dump-core`) are not supported"));
     }
     refuse_process(segments)?;
-    let mut image = memory(segments, bytes, options)?;
-    notes::read(segments, bytes, options, &mut image)?;
+    let mut image = memory(segments, input)?;
+    notes::read(segments, input, &mut image)?;
     Ok(image)
 }
 
 /// The program headers, all of them in the file.
-fn segments<'a, H: FileHeader<Endian = LittleEndian>>(
+fn segments<'a, H: FileHeader<Endian = LittleEndian>, R: ReadRef<'a>>(
     header: &H,
-    bytes: &'a [u8],
+    data: R,
+    input: Input<'_>,
 ) -> Result<&'a [H::ProgramHeader], FormatError> {
     let start: u64 = header.e_phoff(LE).into();
-    let count = header.phnum(LE, bytes).map_err(|_| {
+    let count = header.phnum(LE, data).map_err(|_| {
         let end = Into::<u64>::into(header.e_shoff(LE)).saturating_add(size_of::<H::SectionHeader>() as u64);
-        cut("the section header that holds the number of segments", end, bytes)
+        cut("the section header that holds the number of segments", end, input)
     })?;
     let end = u64::from(count).saturating_mul(size_of::<H::ProgramHeader>() as u64).saturating_add(start);
-    if end > bytes.len() as u64 {
-        return Err(cut("the program headers", end, bytes));
+    if end > input.source.len() {
+        return Err(cut("the program headers", end, input));
     }
-    header.program_headers(LE, bytes).map_err(|error| malformed(start, error.to_string()))
+    header.program_headers(LE, data).map_err(|error| malformed(start, error.to_string()))
 }
 
 /// A part that should end at `end`, which is beyond the file; without it nothing can be read.
-fn cut(what: &str, end: u64, bytes: &[u8]) -> FormatError {
-    FormatError::Truncated { what: what.to_owned(), missing: end.saturating_sub(bytes.len() as u64) }
+fn cut(what: &str, end: u64, input: Input<'_>) -> FormatError {
+    FormatError::Truncated { what: what.to_owned(), missing: end.saturating_sub(input.source.len()) }
 }
 
 /// The core of a process has virtual addresses only (Linux, fs/binfmt_elf.c: `p_paddr` is zero).
@@ -111,12 +124,8 @@ fn refuse_process<P: ProgramHeader<Endian = LittleEndian>>(segments: &[P]) -> Re
 }
 
 /// What the `PT_LOAD` segments show.
-fn memory<P: ProgramHeader<Endian = LittleEndian>>(
-    segments: &[P],
-    bytes: &[u8],
-    options: &OpenOptions,
-) -> Result<Image, FormatError> {
-    let mut image = Image::default();
+fn memory<P: ProgramHeader<Endian = LittleEndian>>(segments: &[P], input: Input<'_>) -> Result<Image, FormatError> {
+    let mut pieces = Vec::new();
     let mut claims = Claims::default();
     let mut tails = Vec::new();
     for (index, segment) in segments.iter().enumerate().filter(|(_, segment)| segment.p_type(LE) == PT_LOAD) {
@@ -133,17 +142,17 @@ fn memory<P: ProgramHeader<Endian = LittleEndian>>(
                 || malformed(0, format!("segment {index} has {memory_len:#x} bytes at {at:#x}: beyond what x86 can address")),
             )?;
         let what = || format!("segment {index} ({at:#x}-{:#x})", region.end());
-        let stored = present(options, bytes.len(), offset, file_len, what)?;
+        let stored = input.present(offset, file_len, what)?;
         for part in Region::new(region.start(), stored).into_iter().flat_map(|region| claims.claim(region)) {
             let offset = part.start().get().saturating_sub(at).saturating_add(offset);
-            image.pieces.push(Piece { region: part, offset });
+            pieces.push(Piece { region: part, offset });
         }
         if let Some(tail) = memory_len.checked_sub(file_len) {
             tails.extend(Region::new(PhysAddr::new(at.saturating_add(file_len)), tail));
         }
     }
-    image.zeros = tails.into_iter().flat_map(|tail| claims.claim(tail)).collect();
-    Ok(image)
+    let zeros = tails.into_iter().flat_map(|tail| claims.claim(tail)).collect();
+    Ok(Image { zeros, ..Image::of(input, pieces) })
 }
 
 /// Whether `value` is -1 in the width of this class.

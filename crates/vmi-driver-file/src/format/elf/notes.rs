@@ -7,28 +7,31 @@ use vmi_arch_x86::Registers;
 use vmi_core::Note;
 
 use super::{LE, malformed, prstatus, qemu, virtualbox};
-use crate::image::{Image, present};
-use crate::{FormatError, OpenOptions};
+use crate::FormatError;
+use crate::image::{Image, Input};
 
 /// More processors than any kernel for x86 supports (Linux 6.12: `NR_CPUS` is at most 8192).
 const MAX_VCPUS: usize = 8192;
+/// Notes of so many vCPUs, several for each, and some room.
+const MAX_NOTES: u64 = 64 << 20;
 /// Linux keeps VMCOREINFO in one page (`VMCOREINFO_BYTES`).
 const MAX_VMCOREINFO: usize = 64 << 10;
 
 /// Adds registers and VMCOREINFO to `image`.
 pub(super) fn read<P: ProgramHeader<Endian = LittleEndian>>(
     segments: &[P],
-    bytes: &[u8],
-    options: &OpenOptions,
+    input: Input<'_>,
     image: &mut Image,
 ) -> Result<(), FormatError> {
     // One list for each kind of note: QEMU writes two kinds for each vCPU.
     let (mut virtualbox, mut qemu, mut prstatus) = (Vec::new(), Vec::new(), Vec::new());
     for segment in segments.iter().filter(|segment| segment.p_type(LE) == PT_NOTE) {
         let offset: u64 = segment.p_offset(LE).into();
-        let len = present(options, bytes.len(), offset, segment.p_filesz(LE).into(), || "the notes".to_owned())?;
-        let range = usize::try_from(offset).ok().zip(usize::try_from(offset.saturating_add(len)).ok());
-        let data = range.and_then(|(start, end)| bytes.get(start..end)).unwrap_or_default();
+        let len = input.present(offset, segment.p_filesz(LE).into(), || "the notes".to_owned())?;
+        if len > MAX_NOTES {
+            return Err(malformed(offset, format!("{len} bytes of notes, of which no writer has more than {MAX_NOTES}")));
+        }
+        let data = &*input.source.get(offset, len, "the notes")?;
         let bad = |error: object::Error| malformed(offset, error.to_string());
         // Both classes have the same note headers, and all writers align by 4, whatever `p_align` says.
         let mut notes = NoteIterator::<FileHeader64<LittleEndian>>::new(LE, 4, data).map_err(bad)?;
