@@ -1,12 +1,10 @@
-//! The connection's life and the requests that need a stopped guest.
+//! A client of the stub: how it connects, what it knows, and which vCPU and memory it speaks of.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmi_arch_x86::Registers;
 use vmi_core::VcpuId;
 
 use super::address::GdbAddress;
@@ -14,64 +12,12 @@ use super::connection::Connection;
 use super::detach::LastWords;
 use super::error::{GdbCause, GdbError};
 use super::layout::{Layout, MAX_BYTES};
-use super::packet::Item;
-use super::registers::{FIELDS, decode, untold};
+use super::options::GdbOptions;
 use super::reply::{
-    Features, Stop, StopReason, StopReply, ThreadId, accept, expect_ok, hex_bytes, misunderstood, push_hex_bytes, thread_list,
+    Features, Stop, StopReason, StopReply, ThreadId, accept, hex_bytes, misunderstood, push_hex_bytes, thread_list,
 };
 use super::run::Trap;
 use crate::deadline::Deadline;
-
-/// How long to wait, and how much at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct GdbOptions {
-    /// For a connection, and for the first answer: where another debugger is connected, none comes. 5 s.
-    pub connect: Duration,
-    /// For every other answer. 10 s.
-    pub reply: Duration,
-    /// For leaving the guest when a client is dropped. 2 s.
-    pub farewell: Duration,
-    /// How many requests for memory are under way at once; 1 is one by one. 32.
-    pub depth: usize,
-}
-
-impl Default for GdbOptions {
-    fn default() -> Self {
-        let seconds = Duration::from_secs;
-        Self { connect: seconds(5), reply: seconds(10), farewell: seconds(2), depth: 32 }
-    }
-}
-
-impl GdbOptions {
-    /// Sets [`connect`](Self::connect).
-    #[must_use]
-    pub fn connect(mut self, limit: Duration) -> Self {
-        self.connect = limit;
-        self
-    }
-
-    /// Sets [`reply`](Self::reply).
-    #[must_use]
-    pub fn reply(mut self, limit: Duration) -> Self {
-        self.reply = limit;
-        self
-    }
-
-    /// Sets [`farewell`](Self::farewell).
-    #[must_use]
-    pub fn farewell(mut self, limit: Duration) -> Self {
-        self.farewell = limit;
-        self
-    }
-
-    /// Sets [`depth`](Self::depth); 0 is taken as 1.
-    #[must_use]
-    pub fn depth(mut self, depth: usize) -> Self {
-        self.depth = depth;
-        self
-    }
-}
 
 /// What we believe of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +42,11 @@ pub struct GdbClient {
     pub(super) options: GdbOptions,
     pub(super) state: State,
     pub(super) features: Features,
-    layout: Layout,
-    threads: Vec<ThreadId>,
-    selected: Option<VcpuId>,
+    pub(super) layout: Layout,
+    pub(super) threads: Vec<ThreadId>,
+    pub(super) selected: Option<VcpuId>,
     /// Whether `m` and `M` mean physical addresses; `None` if unknown.
-    physical: Option<bool>,
+    pub(super) physical: Option<bool>,
     /// The stub is that of QEMU's system emulation.
     pub(super) qemu: bool,
     pub(super) traps: Vec<Trap>,
@@ -113,15 +59,6 @@ pub struct GdbClient {
     /// An answer failed to come: before the next request, the stub is brought to a known state.
     pub(super) out_of_step: bool,
     pub(super) detached: bool,
-}
-
-/// What became of a write of registers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RegistersWritten {
-    /// These had another value and now have the new one.
-    pub changed: Vec<&'static str>,
-    /// These were given, but the stub neither shows nor takes them: what the vCPU has in them is as it was.
-    pub untold: Vec<&'static str>,
 }
 
 impl GdbClient {
@@ -276,71 +213,6 @@ impl GdbClient {
         self.connection.as_fd()
     }
 
-    /// The registers of a vCPU, as the stub's answer to `g` shows them.
-    ///
-    /// QEMU shows the general registers, `rip`, `rflags`, CR0, CR2, CR3, CR4, CR8, EFER, KERNEL_GS_BASE, the selectors of the segments and
-    /// the bases of FS and GS. While a vCPU runs 32-bit code, a 64-bit QEMU shows the lower halves of the general registers, and r8 to r15 as
-    /// zero. Of CS, SS, DS and ES the base is not told, and of no segment limit and attributes: those are 0 and `None`. Everything else is
-    /// `None`.
-    ///
-    /// # Errors
-    /// [`GdbCause::NoVcpu`], [`GdbCause::Running`], or what goes wrong with the stub.
-    pub fn registers(&mut self, vcpu: VcpuId) -> Result<Registers, GdbError> {
-        let answer = self.register_block(vcpu)?;
-        Ok(decode(&self.layout, &answer))
-    }
-
-    fn register_block(&mut self, vcpu: VcpuId) -> Result<Vec<u8>, GdbError> {
-        self.select(vcpu)?;
-        let answer = self.ask(b"g", "reading registers")?;
-        if answer.len() > self.layout.byte_len().saturating_mul(2) {
-            let why = format!("it has {} bytes of registers, the stub sent {}", self.layout.byte_len(), answer.len() >> 1);
-            return Err(self.error("reading registers", GdbCause::Description(why)));
-        }
-        if self.layout.value("rip", &answer).or_else(|| self.layout.value("eip", &answer)).is_none() {
-            return Err(self.error("reading registers", misunderstood(&answer)));
-        }
-        Ok(answer)
-    }
-
-    /// Gives a vCPU new registers: what differs from its present ones is written, then read back. `None` leaves a register as it is. Of
-    /// segments, the selectors are written and the bases of FS and GS; a new selector loads the rest from the descriptor table.
-    ///
-    /// # Errors
-    /// [`GdbCause::NotTaken`] with those that kept another value, for example r8 to r15 of a vCPU in 32-bit code, or a selector
-    /// without a descriptor. What the others are then is what was asked.
-    pub fn write_registers(&mut self, vcpu: VcpuId, wanted: &Registers) -> Result<RegistersWritten, GdbError> {
-        let mut written = RegistersWritten { changed: Vec::new(), untold: untold(wanted, &self.layout) };
-        // Selectors and control registers change others, which the second round puts right.
-        for round in 0..3 {
-            let present = self.registers(vcpu)?;
-            let mut left = Vec::new();
-            for field in FIELDS {
-                let Some(place) = field.place(&self.layout) else { continue };
-                let Some(value) = (field.get)(wanted).filter(|value| Some(*value) != (field.get)(&present)) else { continue };
-                left.push(field.name());
-                let Some(bytes) = value.to_le_bytes().get(..place.len).map(<[u8]>::to_vec) else { continue };
-                if round < 2 {
-                    let mut request = format!("P{:x}=", place.number).into_bytes();
-                    push_hex_bytes(&bytes, &mut request);
-                    self.command(&request, "writing registers")?;
-                }
-            }
-            if left.is_empty() {
-                return Ok(written);
-            }
-            if round == 2 {
-                return Err(self.error("writing registers", GdbCause::NotTaken(left)));
-            }
-            for name in left {
-                if !written.changed.contains(&name) {
-                    written.changed.push(name);
-                }
-            }
-        }
-        Ok(written)
-    }
-
     /// Runs a command of QEMU's monitor (HMP) and gives what it prints, lines ended by `\n`. Commands that let the guest run
     /// (`cont`, `system_reset`) or end QEMU have no place here: this client would not know.
     ///
@@ -400,115 +272,6 @@ impl GdbClient {
         if physical && !self.qemu {
             return Err(self.error(DOING, GdbCause::Unsupported));
         }
-        Ok(())
-    }
-
-    pub(super) fn error(&self, doing: impl Into<Cow<'static, str>>, cause: GdbCause) -> GdbError {
-        GdbError::new(&self.address, doing, cause)
-    }
-
-    /// A request whose answer is `OK`.
-    pub(super) fn command(&mut self, request: &[u8], doing: &'static str) -> Result<(), GdbError> {
-        let answer = self.request(request, doing)?;
-        expect_ok(answer).map_err(|cause| self.error(doing, cause))
-    }
-
-    /// A request whose answer is neither an error nor empty.
-    pub(super) fn ask(&mut self, request: &[u8], doing: &'static str) -> Result<Vec<u8>, GdbError> {
-        let answer = self.request(request, doing)?;
-        accept(answer).map_err(|cause| self.error(doing, cause))
-    }
-
-    fn request(&mut self, request: &[u8], doing: &'static str) -> Result<Vec<u8>, GdbError> {
-        self.ready(doing)?;
-        self.exchange(request, self.options.reply).map_err(|cause| self.error(doing, cause))
-    }
-
-    /// Whether requests make sense now; brings the stub to a known state if it was lost.
-    pub(super) fn ready(&mut self, doing: &'static str) -> Result<(), GdbError> {
-        match self.state {
-            State::Running => return Err(self.error(doing, GdbCause::Running)),
-            State::Exited => return Err(self.error(doing, GdbCause::Exited)),
-            State::Stopped => {}
-        }
-        if self.out_of_step {
-            self.settle(Deadline::after(self.options.reply)).map_err(|cause| self.error(doing, cause))?;
-        }
-        Ok(())
-    }
-
-    fn exchange(&mut self, request: &[u8], limit: Duration) -> Result<Vec<u8>, GdbCause> {
-        self.connection.packet(request);
-        self.answer(Some(request), Deadline::after(limit))
-    }
-
-    /// Waits for an answer, and sends the request again if it arrived damaged. It is not sent again because of silence: a stub that only was
-    /// slow would answer twice, and the second answer would be taken for that to the next request.
-    pub(super) fn answer(&mut self, request: Option<&[u8]>, deadline: Deadline) -> Result<Vec<u8>, GdbCause> {
-        const ATTEMPTS: u32 = 4;
-        let mut attempts = 1_u32;
-        let wants_stop = request == Some(b"?");
-        let result = loop {
-            match self.connection.next(deadline) {
-                Ok(Some(Item::Ack | Item::Notification(_))) => {}
-                Ok(Some(Item::Packet(packet))) if StopReply::is(&packet) && !wants_stop => {
-                    // QEMU sends one when it is connected to, and when someone pauses the guest through its monitor.
-                    tracing::debug!(packet = %String::from_utf8_lossy(&packet), "unsolicited stop reply");
-                    if packet.starts_with(b"W") || packet.starts_with(b"X") {
-                        self.state = State::Exited;
-                        break Err(GdbCause::Exited);
-                    }
-                }
-                Ok(Some(Item::Packet(packet))) => return Ok(packet),
-                Ok(Some(item @ (Item::Nak | Item::Damaged))) => {
-                    if attempts >= ATTEMPTS {
-                        break Err(GdbCause::Damaged { attempts });
-                    }
-                    attempts = attempts.saturating_add(1);
-                    match (item, request) {
-                        (Item::Nak, Some(request)) => self.connection.packet(request),
-                        (Item::Nak, None) => break Err(GdbCause::Damaged { attempts }),
-                        _ => self.connection.raw(b"-"),
-                    }
-                }
-                Ok(None) => break Err(GdbCause::Timeout { after: deadline.limit }),
-                Err(cause) => break Err(self.lost(cause)),
-            }
-        };
-        self.out_of_step = true;
-        result
-    }
-
-    /// Remembers that the stub is gone, if it is.
-    pub(super) fn lost(&mut self, cause: GdbCause) -> GdbCause {
-        match cause {
-            GdbCause::Closed | GdbCause::Io(_) => self.state = State::Exited,
-            _ => self.out_of_step = true,
-        }
-        cause
-    }
-
-    /// Brings the stub into a known state, whatever it was doing: the guest stopped, no request under way.
-    pub(super) fn settle(&mut self, deadline: Deadline) -> Result<(), GdbCause> {
-        self.connection.forget();
-        let words = LastWords::new(self.features.packet_size, &self.threads);
-        self.connection.raw(words.calm());
-        (self.selected, self.physical, self.current) = (None, None, None);
-        loop {
-            match self.connection.next(deadline) {
-                // Answers keep the order of the requests: this is the last one.
-                Ok(Some(Item::Packet(packet))) if packet.starts_with(LastWords::MARK) => break,
-                Ok(Some(Item::Packet(packet))) if packet.starts_with(b"W") || packet.starts_with(b"X") => {
-                    self.state = State::Exited;
-                    return Err(GdbCause::Exited);
-                }
-                Ok(Some(_)) => {}
-                Ok(None) => return Err(GdbCause::Timeout { after: deadline.limit }),
-                Err(cause) => return Err(self.lost(cause)),
-            }
-        }
-        self.out_of_step = false;
-        self.state = State::Stopped;
         Ok(())
     }
 

@@ -67,20 +67,8 @@ impl PhysicalMemory for GdbMemory {
     }
 
     fn write(&self, at: PhysAddr, data: &[u8]) -> Result<()> {
-        let mut done = 0usize;
-        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            let here = at.wrapping_add(done as u64);
-            let run = self.pieces.run(here).ok_or_else(|| Error::hole(here).after(done))?;
-            if run.piece.read_only {
-                return Err(Error::from(ErrorKind::ReadOnly { at: here }).after(done));
-            }
-            let len = usize::try_from(run.len).unwrap_or(usize::MAX).min(rest.len());
-            let part = rest.get(..len).unwrap_or_default();
-            self.execution
-                .while_stopped("writing memory", |client| client.write_physical(here, part))
-                .map_err(|error| error.after(done))?;
-            done = done.saturating_add(len);
-        }
-        Ok(())
+        self.pieces.write(at, data, |here, part| {
+            self.execution.while_stopped("writing memory", |client| client.write_physical(here, part))
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! The pieces of a guest's memory in the order of their addresses.
 
-use vmi_core::{PhysAddr, Region};
+use vmi_core::{Error, ErrorKind, PhysAddr, Region, Result};
 
 use super::{OpenError, RamPiece};
 
@@ -71,6 +71,26 @@ impl Pieces {
             done = done.saturating_add(usize::try_from(run.len).unwrap_or(usize::MAX));
         }
         done.min(len)
+    }
+
+    /// Has `write` write `data` at `at`, what lies in one piece at a time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Hole`] or [`ErrorKind::ReadOnly`] at the first address that cannot be written, else as `write`; what was before it is
+    /// written.
+    pub(super) fn write(&self, at: PhysAddr, data: &[u8], write: impl Fn(PhysAddr, &[u8]) -> Result<()>) -> Result<()> {
+        let mut done = 0usize;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            let here = at.wrapping_add(done as u64);
+            let run = self.run(here).ok_or_else(|| Error::hole(here).after(done))?;
+            if run.piece.read_only {
+                return Err(Error::from(ErrorKind::ReadOnly { at: here }).after(done));
+            }
+            let len = usize::try_from(run.len).unwrap_or(usize::MAX).min(rest.len());
+            write(here, rest.get(..len).unwrap_or_default()).map_err(|error| error.after(done))?;
+            done = done.saturating_add(len);
+        }
+        Ok(())
     }
 }
 

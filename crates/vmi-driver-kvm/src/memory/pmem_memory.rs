@@ -1,6 +1,6 @@
 //! Guest memory through the `pmemaccess` socket of a patched QEMU.
 
-use vmi_core::{Capability, Error, ErrorKind, PhysAddr, ReadOp, Result};
+use vmi_core::{Capability, Error, PhysAddr, ReadOp, Result};
 
 use super::pieces::Pieces;
 use super::{OpenError, PhysicalMemory, RamPiece};
@@ -53,18 +53,7 @@ impl PhysicalMemory for PmemMemory {
         if let Some(why) = &self.refuses_writes {
             return Err(Error::unsupported(Capability::WriteMemory, format!("{} by its pmemaccess socket: {why}", self.machine)));
         }
-        let mut done = 0usize;
-        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            let here = at.wrapping_add(done as u64);
-            let run = self.pieces.run(here).ok_or_else(|| Error::hole(here).after(done))?;
-            if run.piece.read_only {
-                return Err(Error::from(ErrorKind::ReadOnly { at: here }).after(done));
-            }
-            let len = usize::try_from(run.len).unwrap_or(usize::MAX).min(rest.len());
-            let part = rest.get(..len).unwrap_or_default();
-            self.socket.write(here, part).map_err(|error| error.into_core(&self.machine).after(done))?;
-            done = done.saturating_add(len);
-        }
-        Ok(())
+        let machine = &self.machine;
+        self.pieces.write(at, data, |here, part| self.socket.write(here, part).map_err(|error| error.into_core(machine)))
     }
 }
