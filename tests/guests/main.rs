@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use truth::{Area, Stat, Truth};
 use vmi::linux::Linux;
-use vmi::{AnyDriver, ErrorKind, Guest, Memory, Result, VirtAddr};
+use vmi::{AnyDriver, ErrorKind, Guest, Memory, PhysAddr, Result, VirtAddr};
 
 type Image<'v> = Linux<'v, AnyDriver>;
 
@@ -23,7 +23,7 @@ type Outcome = Result<String, String>;
 type Compare = fn(&Image<'_>, &Truth) -> Outcome;
 
 /// What is compared, with the heading of its column.
-const FEATURES: [(&str, Compare); 15] = [
+const FEATURES: [(&str, Compare); 16] = [
     ("processes", processes),
     ("parents", parents),
     ("states", states),
@@ -39,6 +39,7 @@ const FEATURES: [(&str, Compare); 15] = [
     ("log", kernel_log),
     ("boot", boot_time),
     ("modtypes", module_types),
+    ("coreinfo", vmcoreinfo),
 ];
 
 /// The formats that the lab takes.
@@ -356,6 +357,18 @@ fn boot_time(linux: &Image<'_>, truth: &Truth) -> Outcome {
         Some(wanted) if (ours - wanted).abs() < 1.0 => Ok(format!("{ours:.3}, by the log {wanted:.3}")),
         wanted => Err(format!("{ours}, by the log {wanted:?}")),
     }
+}
+
+/// The text is that of the note whose place and room /sys/kernel/vmcoreinfo tells.
+fn vmcoreinfo(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let Some(ours) = told(linux.vmcoreinfo())? else { return Ok(UNTOLD.to_owned()) };
+    let told = truth.text("vmcoreinfo");
+    let at = told.split_whitespace().next().and_then(|at| u64::from_str_radix(at.trim_start_matches("0x"), 16).ok());
+    let note = PhysAddr::new(at.ok_or_else(|| format!("/sys/kernel/vmcoreinfo says {told}"))?);
+    // Lengths of name and text, type, and the name `VMCOREINFO` in twelve bytes (elf(5), Nhdr).
+    let len: u32 = linux.kernel_space().vmi().read(note.wrapping_add(4)).map_err(|error| error.to_string())?;
+    let text = linux.kernel_space().vmi().read_vec(note.wrapping_add(24), len as usize).map_err(|error| error.to_string())?;
+    if text == ours { Ok(format!("{len} equal")) } else { Err(format!("{} bytes, in truth {len}", ours.len())) }
 }
 
 /// Every module with BTF has types, and they continue the kernel's.

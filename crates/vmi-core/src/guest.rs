@@ -5,7 +5,7 @@
 
 use std::time::SystemTime;
 
-use crate::{PhysAddr, Result, Symbols, Translation, VcpuId, VirtAddr};
+use crate::{Note, PhysAddr, Result, Symbols, Translation, VcpuId, VirtAddr};
 
 /// Rows that may fail one by one: an error is an item, never an early end.
 pub type Rows<'a, T> = Box<dyn Iterator<Item = Result<T>> + 'a>;
@@ -17,6 +17,9 @@ pub trait Guest {
 
     /// What is remarkable about how this guest was read, one sentence each: what was inferred, what could not be had.
     fn remarks(&self) -> Vec<String>;
+
+    /// What tools that read a dump of this guest look for in its notes (Linux: VMCOREINFO). Empty if it cannot be had.
+    fn dump_notes(&self) -> Vec<Note>;
 
     /// The processes, kernel ones included.
     fn processes(&self) -> Rows<'_, Process>;

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{
-    Error, Guest, LogRecord, Memory, MemoryArea, Module, PhysAddr, Process, Result, Rows, Symbols, Thread, Translation, VcpuId,
-    VirtAddr,
+    Error, Guest, LogRecord, Memory, MemoryArea, Module, Note, PhysAddr, Process, Result, Rows, Symbols, Thread, Translation,
+    VcpuId, VirtAddr,
 };
 
 use crate::list::rows;
@@ -116,6 +116,10 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
             remarks.extend_from_slice(symbols);
         }
         remarks
+    }
+
+    fn dump_notes(&self) -> Vec<Note> {
+        self.vmcoreinfo().map(Note::VmCoreInfo).into_iter().collect()
     }
 
     fn processes(&self) -> Rows<'_, Process> {

@@ -25,6 +25,7 @@ mod task;
 #[cfg(test)]
 mod test_guest;
 mod time;
+mod vmcoreinfo;
 
 pub use kernel::Kernel;
 pub use linux::{AttachError, Linux};
