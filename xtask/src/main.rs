@@ -19,6 +19,7 @@ Tasks:
   lab [arguments]    make images of the lab's guests (arguments as of tests/lab/lab.py); without any, also fetch what live guests need
   check              formatting, lints, documentation, dependencies; no guests
   fuzz [seconds]     each fuzz target for a while (default 5 seconds) from its committed corpus
+  peers [guest]      crash, drgn and volatility3 on images that dump-memory writes; fetches them and the kernel's debug package
   demo               boot the demo's guest anew and write demo/
 
 Examples:
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         ["check"] => tasks::check(),
         ["fuzz"] => tasks::fuzz("5"),
         ["fuzz", seconds] if seconds.parse::<u32>().is_ok() => tasks::fuzz(seconds),
+        ["peers", guest @ ..] if guest.len() < 2 => tasks::peers(guest),
         ["demo"] => tasks::demo(),
         ["help"] | [.., "--help" | "-h"] => {
             print!("{HELP}");

@@ -112,6 +112,16 @@ pub(crate) fn fuzz(seconds: &str) -> Outcome {
     Ok(steps.summary())
 }
 
+/// Tools that others wrote, on the images that we write.
+pub(crate) fn peers(guest: &[&str]) -> Outcome {
+    prerequisites::lab()?;
+    let mut steps = Steps::new();
+    if steps.run("examples", &mut cargo(&["build", "--release", "--example", "dump-memory"])) {
+        steps.run("peers", command("python3", &["tests/peers/peers.py"]).args(guest));
+    }
+    Ok(steps.summary())
+}
+
 /// Boot the demo's guest anew and write `demo/`.
 pub(crate) fn demo() -> Outcome {
     prerequisites::lab()?;
