@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{elf, foreign, lime, raw};
+use crate::format::{avml, elf, foreign, lime, raw};
 use crate::image::Parse;
 use crate::source::Source;
 
@@ -16,13 +16,15 @@ pub enum Format {
     Raw,
     /// The format of the Linux Memory Extractor, also written by AVML (version 1 of its format).
     Lime,
+    /// Version 2 of AVML's format: ranges as in LiME, packed with Snappy.
+    Avml,
     /// An ELF core file of a machine.
     Elf,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 3] = [Self::Lime, Self::Elf, Self::Raw];
+    const ALL: [Self; 4] = [Self::Lime, Self::Avml, Self::Elf, Self::Raw];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -31,6 +33,7 @@ impl Format {
     const fn recipe(self) -> (fn(&[u8]) -> bool, Parse) {
         match self {
             Self::Lime => (lime::matches, lime::parse),
+            Self::Avml => (avml::matches, avml::parse),
             Self::Elf => (elf::matches, elf::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
@@ -58,6 +61,7 @@ impl fmt::Display for Format {
         f.write_str(match self {
             Self::Raw => "raw",
             Self::Lime => "LiME",
+            Self::Avml => "AVML",
             Self::Elf => "ELF core",
         })
     }

@@ -73,7 +73,7 @@ fn what_is_no_image_says_so() {
     };
     assert!(with(b"KDUMP   ", 0).contains("kdump"));
     assert!(with(b"makedumpfile\0\0\0\0", 0).contains("-R"));
-    assert!(with(&0x4c4d_5641_u32.to_le_bytes(), 0).contains("avml-convert"));
+    assert!(with(&0x4c4d_5641_u32.to_le_bytes(), 0).contains("AVML"));
     assert!(with(b"EMiL\x02\0\0\0", 0).contains("LiME"));
     assert!(with(&0xbed2_bed2_u32.to_le_bytes(), 0).contains(".vmem"));
     assert!(with(b"PAGEDU64", 0).contains("Windows"));
@@ -114,6 +114,26 @@ fn lime_ranges_in_any_order() {
     assert_eq!(read(&vmi, 0x1_0000_0000, 4096), high);
     // Padding to a block.
     assert_eq!(regions(&open(&[&bytes[..], &[0; 700]].concat()).unwrap()), regions(&vmi));
+}
+
+/// Some writers put the first address behind the range where the last one belongs.
+#[test]
+fn lime_ranges_with_exclusive_ends() {
+    let exclusive = |start: u64, data: &[u8]| {
+        let mut bytes = lime(start, data);
+        bytes[16..24].copy_from_slice(&(start + data.len() as u64).to_le_bytes());
+        bytes
+    };
+    let (low, high) = (pattern(1, 8192), pattern(2, 4096));
+    for tail in [0, 512] {
+        let bytes = [exclusive(0x1000, &low), exclusive(0x1_0000_0000, &high), vec![0; tail]].concat();
+        let vmi = open(&bytes).unwrap();
+        assert_eq!(regions(&vmi), [(0x1000, 0x3000), (0x1_0000_0000, 0x1_0000_1000)]);
+        assert_eq!(vmi.read_vec(PhysAddr::new(0x1000), 8192).unwrap(), low);
+    }
+    // A range that does have one byte more than a page.
+    let odd = [lime(0x1000, &low[..4097]), lime(0x8000, &high)].concat();
+    assert_eq!(regions(&open(&odd).unwrap()), [(0x1000, 0x2001), (0x8000, 0x9000)]);
 }
 
 #[test]

@@ -29,7 +29,7 @@ static FOREIGN: &[Foreign] = &[
     foreign("kdump's compressed format", 0, b"KDUMP   ", KDUMP),
     foreign("diskdump", 0, b"DISKDUMP", KDUMP),
     foreign("makedumpfile's flattened format", 0, b"makedumpfile\0", "rearrange it with `makedumpfile -R`, then write it as ELF"),
-    foreign("AVML version 2", 0, b"AVML", "convert it to LiME with `avml-convert`"),
+    foreign("AVML of another version than 2", 0, b"AVML", "convert it to LiME with `avml convert`"),
     foreign("LiME of another version than 1", 0, b"EMiL", "write the image with format=lime of LiME 1.x"),
     foreign("VMware saved state", 0, &[0xd0, 0xbe, 0xd0, 0xbe], VMWARE),
     foreign("VMware saved state", 0, &[0xd0, 0xbe, 0xd2, 0xbe], VMWARE),

@@ -1,12 +1,15 @@
 //! LiME images: ranges of physical memory, each behind a header of 32 bytes, in any order.
 //!
 //! Layout: LiME, `doc/README.md`, "Format Specification". AVML writes the same as its version 1.
+//!
+//! The last address of a range is inclusive. Some writers put the first address behind the range there; what follows the range tells.
 
-use vmi_core::{PhysAddr, Piece, Region};
+use vmi_core::{PAGE_SIZE, PhysAddr, Piece, Region};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::FormatError;
+use crate::format::avml;
 use crate::image::{Image, Input};
 use crate::sparse::is_zero;
 
@@ -29,6 +32,44 @@ pub(crate) struct Header {
     pub(crate) reserved: U64,
 }
 
+impl Header {
+    /// Whether memory follows as it is.
+    pub(crate) fn is_plain(&self) -> bool {
+        (self.magic.get(), self.version.get()) == (MAGIC, VERSION)
+    }
+
+    /// Whether AVML has packed what follows.
+    pub(crate) fn is_packed(&self) -> bool {
+        (self.magic.get(), self.version.get()) == (avml::MAGIC, avml::VERSION)
+    }
+
+    /// The memory behind this header, which is at `offset`.
+    ///
+    /// # Errors
+    /// [`FormatError::Malformed`] if there can be no such memory.
+    pub(crate) fn region(&self, offset: u64) -> Result<Region, FormatError> {
+        let (start, last) = (self.start.get(), self.last.get());
+        let len = last.checked_sub(start).and_then(|distance| distance.checked_add(1));
+        len.and_then(|len| Region::new(PhysAddr::new(start), len)).ok_or_else(|| FormatError::Malformed {
+            offset,
+            what: format!("a range from {start:#x} to {last:#x}, which cannot be"),
+        })
+    }
+
+    /// As [`Header::region`], where memory follows as it is: without the last byte if that is the first one of a page, unless the next range or the end of
+    /// the file is where it should be.
+    pub(crate) fn region_of_plain(&self, input: Input<'_>, offset: u64) -> Result<Region, FormatError> {
+        let region = self.region(offset)?;
+        let end = offset.saturating_add(size_of::<Self>() as u64).saturating_add(region.len());
+        let next = input.source.get(end, 8, "the next header").unwrap_or_default();
+        let is_exact = end == input.source.len() || matches(&next) || avml::matches(&next);
+        let one_more = region.len() % PAGE_SIZE == 1 && self.last.get().is_multiple_of(PAGE_SIZE);
+        let shorter = Region::new(region.start(), region.len().wrapping_sub(1));
+        let is_there = end <= input.source.len().saturating_add(1);
+        Ok(shorter.filter(|_| one_more && !is_exact && is_there).unwrap_or(region))
+    }
+}
+
 /// Magic number and version of the first header.
 pub(crate) fn matches(bytes: &[u8]) -> bool {
     bytes.starts_with(&MAGIC.to_le_bytes()) && bytes.get(4..8) == Some(&VERSION.to_le_bytes())
@@ -45,14 +86,15 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
             break;
         }
         let header: Header = input.source.read(offset, "the header")?;
-        if (header.magic.get(), header.version.get()) != (MAGIC, VERSION) {
+        if header.is_packed() {
+            // AVML may mix its two versions.
+            return avml::parse(input);
+        }
+        if !header.is_plain() {
             return Err(malformed(format!("no LiME header of version {VERSION} where range {} should start", pieces.len())));
         }
+        let region = header.region_of_plain(input, offset)?;
         let (start, last) = (header.start.get(), header.last.get());
-        let region = last
-            .checked_sub(start)
-            .and_then(|distance| Region::new(PhysAddr::new(start), distance.checked_add(1)?))
-            .ok_or_else(|| malformed(format!("range {} is from {start:#x} to {last:#x}, which cannot be", pieces.len())))?;
         let data = offset.saturating_add(LEN);
         let len = input.present(data, region.len(), || format!("range {} ({start:#x}-{last:#x})", pieces.len()))?;
         pieces.extend(Region::new(region.start(), len).map(|region| Piece { region, offset: data }));
@@ -62,7 +104,7 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
 }
 
 /// Whether there is nothing but zeros from `offset` on: the padding that block-wise copies leave behind.
-fn is_padding(input: Input<'_>, mut offset: u64) -> Result<bool, FormatError> {
+pub(crate) fn is_padding(input: Input<'_>, mut offset: u64) -> Result<bool, FormatError> {
     const STEP: u64 = 1 << 16;
     while let Some(left @ 1..) = input.source.len().checked_sub(offset) {
         let len = left.min(STEP);

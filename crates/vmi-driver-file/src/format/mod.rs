@@ -1,5 +1,6 @@
 //! The formats, one module each: `matches` says whether a file has it, `parse` reads it.
 
+pub(crate) mod avml;
 pub(crate) mod elf;
 pub(crate) mod foreign;
 pub(crate) mod lime;

@@ -1,4 +1,7 @@
-//! The headers of an ELF core: one `PT_LOAD` for each region of memory, a note with VMCOREINFO.
+//! The headers of an ELF core: one `PT_LOAD` for each region of memory, notes with the vCPUs' registers and VMCOREINFO.
+//!
+//! The file says x86-64 whatever the guest is: nothing that is known of a machine before its memory is understood tells a 32-bit system
+//! from another, and all registers fit. crash and drgn take such files of 64-bit guests; for 32-bit ones they want EM_386.
 
 use object::elf::{
     ELFCLASS64, ELFDATA2LSB, ELFMAG, ELFOSABI_NONE, EM_X86_64, ET_CORE, EV_CURRENT, FileHeader64, Ident, NoteHeader64, NoteType,
@@ -6,9 +9,11 @@ use object::elf::{
 };
 use object::pod::bytes_of;
 use object::{LittleEndian as LE, U16, U32, U64};
+use vmi_arch_x86::Registers;
 use vmi_core::{MachineInfo, Note, PAGE_SIZE, Piece};
 
 use super::layout::Layout;
+use crate::format::elf::{prstatus, qemu};
 
 type Header = FileHeader64<LE>;
 type Segment = ProgramHeader64<LE>;
@@ -17,25 +22,21 @@ type Section = SectionHeader64<LE>;
 const VMCOREINFO: &[u8] = b"VMCOREINFO\0";
 
 /// Headers, then the note, then each region from a page boundary; `None` if an offset leaves the 64-bit range.
-pub(super) fn layout(machine: &MachineInfo) -> Option<Layout> {
-    let note = machine.notes.iter().find_map(|note| match note {
-        Note::VmCoreInfo(text) => Some(vmcoreinfo(text)),
-        _ => None,
-    });
-    let note = note.unwrap_or_default();
+pub(super) fn layout(machine: &MachineInfo, registers: &[Registers]) -> Option<Layout> {
+    let notes = notes(machine, registers);
     let regions = machine.memory.regions();
     let count = regions.len().checked_add(1)?;
     // More segments than the header's field holds: the number goes into section 0 (elf(5), PN_XNUM).
     let many = count >= usize::from(PN_XNUM);
     let segments_at = size_of::<Header>().checked_add(if many { size_of::<Section>() } else { 0 })? as u64;
-    let note_at = segments_at.checked_add((count as u64).checked_mul(size_of::<Segment>() as u64)?)?;
-    let mut end = note_at.checked_add(note.len() as u64)?;
+    let notes_at = segments_at.checked_add((count as u64).checked_mul(size_of::<Segment>() as u64)?)?;
+    let mut end = notes_at.checked_add(notes.len() as u64)?;
 
     let mut bytes = bytes_of(&header(u32::try_from(count).ok()?, many, segments_at)).to_vec();
     if many {
         bytes.extend(bytes_of(&section_0(u32::try_from(count).ok()?)));
     }
-    bytes.extend(bytes_of(&segment(PT_NOTE, note_at, 0, note.len() as u64)));
+    bytes.extend(bytes_of(&segment(PT_NOTE, notes_at, 0, notes.len() as u64)));
     let mut pieces = Vec::with_capacity(regions.len());
     for &region in regions {
         let offset = end.checked_next_multiple_of(PAGE_SIZE)?;
@@ -43,7 +44,7 @@ pub(super) fn layout(machine: &MachineInfo) -> Option<Layout> {
         pieces.push(Piece { region, offset });
         end = offset.checked_add(region.len())?;
     }
-    bytes.extend(note);
+    bytes.extend(notes);
     Some(Layout { headers: vec![(0, bytes)], pieces, len: end })
 }
 
@@ -103,17 +104,35 @@ fn segment(kind: ProgramType, offset: u64, at: u64, len: u64) -> Segment {
     }
 }
 
-/// A note with `text`; name and text are padded to multiples of four bytes.
-fn vmcoreinfo(text: &[u8]) -> Vec<u8> {
-    let header = NoteHeader64 {
-        n_namesz: U32::new(LE, VMCOREINFO.len() as u32),
-        n_descsz: U32::new(LE, text.len() as u32),
-        n_type: U32::new(LE, NoteType(0)),
-    };
-    let mut note = bytes_of(&header).to_vec();
-    for part in [VMCOREINFO, text] {
-        note.extend(part);
-        note.resize(note.len().next_multiple_of(4), 0);
+/// All notes, in QEMU's order: what Linux tools know of each vCPU, what QEMU adds to that, VMCOREINFO.
+fn notes(machine: &MachineInfo, registers: &[Registers]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (registers, thread) in registers.iter().zip(1u32..) {
+        add_note(&mut bytes, b"CORE\0", prstatus::TYPE, &prstatus::note(registers, thread));
     }
-    note
+    // A note of QEMU's cannot say that something is not known, so there are all of them or none.
+    let states: Option<Vec<_>> = registers.iter().map(qemu::note).collect();
+    for state in states.unwrap_or_default() {
+        add_note(&mut bytes, b"QEMU\0", qemu::TYPE, &state);
+    }
+    for note in &machine.notes {
+        if let Note::VmCoreInfo(text) = note {
+            add_note(&mut bytes, VMCOREINFO, 0, text);
+        }
+    }
+    bytes
+}
+
+/// Adds a note; name and content are padded to multiples of four bytes.
+fn add_note(notes: &mut Vec<u8>, name: &[u8], kind: u32, content: &[u8]) {
+    let header = NoteHeader64 {
+        n_namesz: U32::new(LE, name.len() as u32),
+        n_descsz: U32::new(LE, content.len() as u32),
+        n_type: U32::new(LE, NoteType(kind)),
+    };
+    notes.extend(bytes_of(&header));
+    for part in [name, content] {
+        notes.extend(part);
+        notes.resize(notes.len().next_multiple_of(4), 0);
+    }
 }

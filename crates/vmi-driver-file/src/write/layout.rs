@@ -1,5 +1,6 @@
 //! Which bytes of a new image are what.
 
+use vmi_arch_x86::Registers;
 use vmi_core::{MachineInfo, MemoryMap, Piece};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
@@ -19,13 +20,15 @@ pub(super) struct Layout {
     pub(super) len: u64,
 }
 
-/// The layout for `machine` in `format`; `None` if an offset leaves the 64-bit range.
-pub(super) fn of(machine: &MachineInfo, format: Format) -> Option<Layout> {
-    match format {
+/// The layout for `machine`, whose vCPUs have `registers`, in `format`; or why there is none.
+pub(super) fn of(machine: &MachineInfo, registers: &[Registers], format: Format) -> Result<Layout, &'static str> {
+    let layout = match format {
         Format::Raw => Some(raw(&machine.memory)),
         Format::Lime => lime(&machine.memory),
-        Format::Elf => elf::layout(machine),
-    }
+        Format::Elf => elf::layout(machine, registers),
+        _ => return Err("this format is only read"),
+    };
+    layout.ok_or("an address or length does not fit")
 }
 
 fn raw(memory: &MemoryMap) -> Layout {

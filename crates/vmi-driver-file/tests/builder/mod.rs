@@ -11,7 +11,7 @@
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use vmi_core::{Driver, ErrorKind, Memory, VcpuId, Vcpus, Vmi};
+use vmi_core::{Driver, ErrorKind, Memory, VcpuId, Vmi};
 use vmi_driver_file::{Format, ImageDriver, OpenError, OpenOptions};
 
 /// A directory with one file in it.

@@ -11,8 +11,8 @@
 //! QEMU also writes the BIOS ROM, at 0xfffc0000 on usual machines, which images of RAM alone lack. It is readable memory here.
 
 mod notes;
-mod prstatus;
-mod qemu;
+pub(crate) mod prstatus;
+pub(crate) mod qemu;
 mod virtualbox;
 
 use object::LittleEndian;

@@ -3,12 +3,12 @@
 //!
 //! It has no control registers. Its segment bases are those of user space, so they are left out.
 
-use vmi_arch_x86::Registers;
+use vmi_arch_x86::{Registers, Segment};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U32, U64};
 
 /// `NT_PRSTATUS`.
-pub(super) const TYPE: u32 = 1;
+pub(crate) const TYPE: u32 = 1;
 
 /// Lengths of the whole structure, and where its registers start.
 const LONG: (usize, usize) = (336, 112);
@@ -68,4 +68,25 @@ fn short(bytes: &[u8]) -> Option<Registers> {
     registers.rip = eip;
     registers.rflags = eflags;
     Some(registers)
+}
+
+/// The note of x86-64 with `registers`, of the task `thread`: QEMU counts the vCPUs from one there.
+pub(crate) fn note(registers: &Registers, thread: u32) -> Vec<u8> {
+    /// Where the task's number stands.
+    const THREAD: usize = 32;
+    let r = registers;
+    let s = &r.segments;
+    let selector = |segment: Option<Segment>| segment.map_or(0, |segment| u64::from(segment.selector));
+    let base = |segment: Option<Segment>| segment.map_or(0, |segment| segment.base);
+    let values = [r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx, r.rsi, r.rdi];
+    // No system call is to be restarted.
+    let orig_rax = u64::MAX;
+    let system = [orig_rax, r.rip, selector(s.cs), r.rflags, r.rsp, selector(s.ss), base(s.fs), base(s.gs)];
+    let data = [s.ds, s.es, s.fs, s.gs].map(selector);
+    let mut note = vec![0; THREAD];
+    note.extend(thread.to_le_bytes());
+    note.resize(LONG.1, 0);
+    note.extend(values.iter().chain(&system).chain(&data).flat_map(|value| value.to_le_bytes()));
+    note.resize(LONG.0, 0);
+    note
 }

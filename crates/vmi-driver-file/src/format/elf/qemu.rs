@@ -3,14 +3,17 @@
 use vmi_arch_x86::{Registers, Segment, SegmentAttributes, Table};
 use vmi_core::VirtAddr;
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// `n_type` of the note.
-pub(super) const TYPE: u32 = 0;
+pub(crate) const TYPE: u32 = 0;
 
 const VERSION: u32 = 1;
 
-#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+/// Where a segment's attributes stand in the upper half of its descriptor.
+const ATTRIBUTES_SHIFT: u32 = 8;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct CpuState {
     version: U32,
@@ -25,7 +28,7 @@ struct CpuState {
     control: [U64; 5],
 }
 
-#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct CpuSegment {
     selector: U32,
@@ -45,6 +48,24 @@ impl CpuSegment {
             limit: self.limit.get(),
             attributes: Some(SegmentAttributes::from_descriptor(self.flags.get())),
         })
+    }
+
+    fn of_segment(segment: Option<Segment>) -> Option<Self> {
+        let segment = segment?;
+        let flags = u32::from(segment.attributes?.bits()) << ATTRIBUTES_SHIFT;
+        Some(Self {
+            selector: U32::new(segment.selector.into()),
+            limit: U32::new(segment.limit),
+            flags: U32::new(flags),
+            pad: U32::ZERO,
+            base: U64::new(segment.base),
+        })
+    }
+
+    fn of_table(table: Option<Table>) -> Option<Self> {
+        let table = table?;
+        let limit = U32::new(table.limit.into());
+        Some(Self { selector: U32::ZERO, limit, flags: U32::ZERO, pad: U32::ZERO, base: U64::new(table.base.get()) })
     }
 
     fn table(self) -> Option<Table> {
@@ -95,4 +116,29 @@ pub(super) fn registers(note: &[u8]) -> Option<Registers> {
     // QEMU before 4.0 ends the note here.
     registers.kernel_gs_base = U64::read_from_prefix(rest).ok().map(|(base, _)| base.get());
     Some(registers)
+}
+
+/// A note with `registers`; `None` if not all that it tells is known.
+pub(crate) fn note(registers: &Registers) -> Option<Vec<u8>> {
+    let r = registers;
+    let s = &r.segments;
+    let general = [r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15];
+    let [cs, ds, es] = [s.cs, s.ds, s.es].map(CpuSegment::of_segment);
+    let [fs, gs, ss] = [s.fs, s.gs, s.ss].map(CpuSegment::of_segment);
+    let [ldt, tr] = [s.ldt, s.tr].map(CpuSegment::of_segment);
+    let [gdt, idt] = [r.gdtr, r.idtr].map(CpuSegment::of_table);
+    let kernel_gs_base = r.kernel_gs_base.map(|base| base.to_le_bytes());
+    let size = size_of::<CpuState>().saturating_add(kernel_gs_base.map_or(0, |base| base.len()));
+    let state = CpuState {
+        version: U32::new(VERSION),
+        size: U32::new(u32::try_from(size).ok()?),
+        general: general.map(U64::new),
+        rip: U64::new(r.rip),
+        rflags: U64::new(r.rflags),
+        segments: [cs?, ds?, es?, fs?, gs?, ss?, ldt?, tr?, gdt?, idt?],
+        control: [r.cr0?, 0, r.cr2?, r.cr3?, r.cr4?].map(U64::new),
+    };
+    let mut bytes = state.as_bytes().to_vec();
+    bytes.extend(kernel_gs_base.into_iter().flatten());
+    Some(bytes)
 }
