@@ -25,6 +25,8 @@ pub(super) fn of(machine: &MachineInfo, format: Format) -> Option<Layout> {
         Format::Raw => Some(raw(&machine.memory)),
         Format::Lime => lime(&machine.memory),
         Format::Elf => elf::layout(machine),
+        // The others are only read.
+        _ => None,
     }
 }
 
