@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use crate::{Architecture, EventSource, GuestMapping, MemoryMap, PhysAddr, Result};
+use crate::{Architecture, EventSource, GuestMapping, MemoryMap, PhysAddr, Result, WindowsDump};
 
 /// What a back end says of the machine it shows.
 #[derive(Clone, Debug)]
@@ -36,6 +36,8 @@ pub enum Liveness {
 pub enum Note {
     /// The text of a Linux VMCOREINFO note (kernel: Documentation/admin-guide/kdump/vmcoreinfo.rst).
     VmCoreInfo(Vec<u8>),
+    /// The header of a Windows crash dump.
+    WindowsDump(Box<WindowsDump>),
 }
 
 /// One read of a batch.

@@ -36,6 +36,7 @@ pub mod synthetic;
 mod tlb;
 mod translate;
 mod vmi;
+mod windows_dump;
 
 pub use address::{Address, Gfn, PAGE_SIZE, PhysAddr, VirtAddr};
 pub use address_space::AddressSpace;
@@ -53,3 +54,4 @@ pub use profile::{Field, Isf, IsfError, IsfPdb, Member, Structure, Symbol, Symbo
 pub use snapshot::{Snapshot, SnapshotReport};
 pub use translate::{Access, Architecture, Fault, FaultKind, Paging, Translation};
 pub use vmi::{Held, Paused, Vmi};
+pub use windows_dump::{TriageDump, WindowsDump, WindowsDumpKind};

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{avml, elf, foreign, lime, raw};
+use crate::format::{avml, elf, foreign, lime, raw, windows_dump};
 use crate::image::Parse;
 use crate::source::Source;
 
@@ -20,11 +20,13 @@ pub enum Format {
     Avml,
     /// An ELF core file of a machine.
     Elf,
+    /// A crash dump of Windows.
+    WindowsDump,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 4] = [Self::Lime, Self::Avml, Self::Elf, Self::Raw];
+    const ALL: [Self; 5] = [Self::Lime, Self::Avml, Self::Elf, Self::WindowsDump, Self::Raw];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -35,6 +37,7 @@ impl Format {
             Self::Lime => (lime::matches, lime::parse),
             Self::Avml => (avml::matches, avml::parse),
             Self::Elf => (elf::matches, elf::parse),
+            Self::WindowsDump => (windows_dump::matches, windows_dump::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -63,6 +66,7 @@ impl fmt::Display for Format {
             Self::Lime => "LiME",
             Self::Avml => "AVML",
             Self::Elf => "ELF core",
+            Self::WindowsDump => "Windows crash dump",
         })
     }
 }

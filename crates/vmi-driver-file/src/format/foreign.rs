@@ -37,8 +37,6 @@ static FOREIGN: &[Foreign] = &[
     foreign("VMware saved state", 0, &[0xd3, 0xbe, 0xd3, 0xbe], VMWARE),
     foreign("VMware saved state", 0, &[0xd1, 0xba, 0xd1, 0xba], VMWARE),
     foreign("VMware saved state", 0, &[0xd2, 0xba, 0xd2, 0xba], VMWARE),
-    foreign("a Windows crash dump (64-bit)", 0, b"PAGEDU64", WINDOWS),
-    foreign("a Windows crash dump (32-bit)", 0, b"PAGEDUMP", WINDOWS),
     foreign("a Windows hibernation file", 0, b"HIBR", WINDOWS),
     foreign("a Windows hibernation file", 0, b"WAKE", WINDOWS),
     foreign("a QEMU migration stream", 0, b"QEVM", QEMU_STREAM),

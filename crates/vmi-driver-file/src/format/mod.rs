@@ -5,3 +5,4 @@ pub(crate) mod elf;
 pub(crate) mod foreign;
 pub(crate) mod lime;
 pub(crate) mod raw;
+pub(crate) mod windows_dump;

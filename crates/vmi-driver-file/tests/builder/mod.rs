@@ -8,6 +8,8 @@
     clippy::panic
 )]
 
+pub mod windows_dump;
+
 use std::path::PathBuf;
 
 use tempfile::TempDir;
