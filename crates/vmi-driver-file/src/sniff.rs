@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{elf, foreign, lime, raw};
+use crate::format::{elf, foreign, libvirt_save, lime, qemu, raw};
 use crate::image::Parse;
 use crate::source::Source;
 
@@ -18,11 +18,15 @@ pub enum Format {
     Lime,
     /// An ELF core file of a machine.
     Elf,
+    /// QEMU's migration stream, with `mapped-ram` or without.
+    QemuStream,
+    /// A domain saved by libvirt: QEMU's migration stream behind the domain's XML.
+    LibvirtSave,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 3] = [Self::Lime, Self::Elf, Self::Raw];
+    const ALL: [Self; 5] = [Self::Lime, Self::Elf, Self::QemuStream, Self::LibvirtSave, Self::Raw];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -32,6 +36,8 @@ impl Format {
         match self {
             Self::Lime => (lime::matches, lime::parse),
             Self::Elf => (elf::matches, elf::parse),
+            Self::QemuStream => (qemu::matches, qemu::parse),
+            Self::LibvirtSave => (libvirt_save::matches, libvirt_save::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -59,6 +65,8 @@ impl fmt::Display for Format {
             Self::Raw => "raw",
             Self::Lime => "LiME",
             Self::Elf => "ELF core",
+            Self::QemuStream => "QEMU migration stream",
+            Self::LibvirtSave => "libvirt save",
         })
     }
 }

@@ -2,5 +2,7 @@
 
 pub(crate) mod elf;
 pub(crate) mod foreign;
+pub(crate) mod libvirt_save;
 pub(crate) mod lime;
+pub(crate) mod qemu;
 pub(crate) mod raw;
