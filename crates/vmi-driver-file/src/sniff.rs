@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{avml, elf, foreign, lime, raw, windows_dump};
+use crate::format::{avml, elf, foreign, libvirt_save, lime, qemu, raw, windows_dump};
 use crate::image::Parse;
 use crate::source::Source;
 
@@ -22,11 +22,15 @@ pub enum Format {
     Elf,
     /// A crash dump of Windows.
     WindowsDump,
+    /// QEMU's migration stream, with `mapped-ram` or without.
+    QemuStream,
+    /// A domain saved by libvirt: QEMU's migration stream behind the domain's XML.
+    LibvirtSave,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 5] = [Self::Lime, Self::Avml, Self::Elf, Self::WindowsDump, Self::Raw];
+    const ALL: [Self; 7] = [Self::Lime, Self::Avml, Self::Elf, Self::WindowsDump, Self::QemuStream, Self::LibvirtSave, Self::Raw];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -38,6 +42,8 @@ impl Format {
             Self::Avml => (avml::matches, avml::parse),
             Self::Elf => (elf::matches, elf::parse),
             Self::WindowsDump => (windows_dump::matches, windows_dump::parse),
+            Self::QemuStream => (qemu::matches, qemu::parse),
+            Self::LibvirtSave => (libvirt_save::matches, libvirt_save::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -67,6 +73,8 @@ impl fmt::Display for Format {
             Self::Avml => "AVML",
             Self::Elf => "ELF core",
             Self::WindowsDump => "Windows crash dump",
+            Self::QemuStream => "QEMU migration stream",
+            Self::LibvirtSave => "libvirt save",
         })
     }
 }
