@@ -3,10 +3,12 @@
 
 mod builder;
 
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use builder::windows_dump::{Pages, bitmap, full, header, live, put32, put64, triage};
 use builder::{exercise, open, open_with, pattern};
+use kdmp_parser::parse::KernelDumpParser;
 use proptest::prelude::*;
 use vmi_arch_x86::PagingMode;
 use vmi_core::{
@@ -402,6 +404,65 @@ fn triage_dumps_that_are_cut_or_lie() {
     assert!(malformed(open(&bytes)).contains("more memory"));
 }
 
+/// The second opinion: header, registers, and all memory.
+fn compare(bytes: &[u8], vmi: &Vmi<ImageDriver>) {
+    let other = KernelDumpParser::with_reader(Cursor::new(bytes.to_vec())).unwrap();
+    let (theirs, note) = (other.headers(), note(vmi));
+    assert_eq!((theirs.major_version, theirs.minor_version), (note.major_version, note.build));
+    assert_eq!(theirs.directory_table_base, note.directory_table_base.get());
+    let pointers = [note.pfn_database, note.loaded_modules, note.active_processes, note.debugger_data];
+    let their_pointers =
+        [theirs.pfn_database, theirs.ps_loaded_module_list, theirs.ps_active_process_head, theirs.kd_debugger_data_block];
+    assert_eq!(their_pointers.map(|at| Some(VirtAddr::new(at))), pointers);
+    assert_eq!((theirs.machine_image_type, theirs.number_processors), (note.machine, note.processors));
+    assert_eq!((theirs.bug_check_code, theirs.bug_check_code_parameters), (note.bug_check, note.bug_check_parameters));
+    assert_eq!([theirs.system_time as u64, theirs.system_up_time as u64].map(Some), [note.system_time, note.up_time]);
+    let exception = other.exception_record();
+    assert_eq!((exception.exception_code, exception.exception_address), (note.exception_code, note.exception_address.get()));
+
+    let (c, r) = (other.context_record(), vmi.driver().vcpus().unwrap().registers(VcpuId(0)).unwrap());
+    let general = [c.rax, c.rbx, c.rcx, c.rdx, c.rsi, c.rdi, c.rbp, c.rsp, c.r8, c.r9, c.r10, c.r11, c.r12, c.r13, c.r14, c.r15];
+    assert_eq!(
+        general,
+        [r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15]
+    );
+    assert_eq!((c.rip, u64::from(c.eflags)), (r.rip, r.rflags));
+    let selectors = [r.segments.cs, r.segments.ss, r.segments.ds, r.segments.es].map(|segment| segment.unwrap().selector);
+    assert_eq!([c.seg_cs, c.seg_ss, c.seg_ds, c.seg_es], selectors);
+    assert_eq!(r.dr, Some([c.dr0, c.dr1, c.dr2, c.dr3, 0, 0, c.dr6, c.dr7]));
+
+    if note.triage.is_none() {
+        assert_eq!(other.physmem().len() as u64 * 4096, vmi.machine().memory.total());
+    }
+    for (at, offset) in other.physmem() {
+        let page = vmi.read_vec(PhysAddr::new(u64::from(at)), 4096).unwrap();
+        assert!(page == bytes[offset as usize..offset as usize + 4096]);
+    }
+}
+
+#[test]
+fn kdmp_parser_agrees() {
+    let agrees = |bytes: &[u8]| compare(bytes, &open(bytes).unwrap());
+    agrees(&full(true, &runs()));
+    agrees(&bitmap(true, 5, b"FDMP", 0x10_0011, &pages()));
+    agrees(&bitmap(true, 6, b"SDMP", 0x10_0018, &pages()));
+    let ascending = [(1, pattern(1, 3 * 4096)), (0x100, pattern(2, 4096)), (0x10_0000, pattern(3, 2 * 4096))];
+    (8..=10).for_each(|kind| agrees(&live(kind, &ascending)));
+    // It reads no triage dumps, but the header of one that is called full, and without memory.
+    let header = |mut bytes: Vec<u8>| {
+        let vmi = open(&bytes).unwrap();
+        put32(&mut bytes, 0xf98, 1);
+        put32(&mut bytes, 0x88, 0);
+        compare(&bytes, &vmi);
+    };
+    let mut triage = triage(&blocks(), (STACK, pattern(9, 0x2118)));
+    put64(&mut triage, 0x10, 0x1a_d000);
+    header(triage);
+    if let Some(path) = real() {
+        header(std::fs::read(path).unwrap());
+    }
+}
+
 fn real() -> Option<PathBuf> {
     let found = std::env::var_os("VMI_SHARED_DATA").map(|data| Path::new(&data).join("windows/triage_x64.dmp"));
     let found = found.filter(|path| path.exists());
@@ -462,10 +523,8 @@ fn a_real_triage_dump() {
     let name = parts.file.start().checked_add(name.into()).unwrap();
     let len = vmi.read::<u32>(name).unwrap() as usize;
     let name = vmi.read_vec(name.checked_add(4).unwrap(), 2 * len).unwrap();
-    assert_eq!(
-        String::from_utf16_lossy(&name.chunks(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect::<Vec<_>>()),
-        "ntoskrnl.exe"
-    );
+    let name: Vec<u16> = name.chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
+    assert_eq!(String::from_utf16_lossy(&name), r"\SystemRoot\system32\ntoskrnl.exe");
 }
 
 proptest! {
