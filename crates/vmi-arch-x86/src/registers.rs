@@ -98,6 +98,23 @@ pub enum CodeMode {
 }
 
 impl Registers {
+    /// The general registers in the order in which instructions number them: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15 (Intel SDM,
+    /// volume 2, section 2.1.3).
+    pub fn general(&self) -> [u64; 16] {
+        [
+            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi, self.r8, self.r9, self.r10, self.r11,
+            self.r12, self.r13, self.r14, self.r15,
+        ]
+    }
+
+    /// Sets all general registers, in the order of [`Registers::general`].
+    pub fn set_general(&mut self, values: [u64; 16]) {
+        [
+            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi, self.r8, self.r9, self.r10, self.r11,
+            self.r12, self.r13, self.r14, self.r15,
+        ] = values;
+    }
+
     /// The paging mode that the control registers and [`Registers::long_mode`] select; `None` if paging is off or the source does
     /// not tell enough.
     pub fn paging_mode(&self) -> Option<PagingMode> {

@@ -82,22 +82,7 @@ pub(super) fn registers(note: &[u8]) -> Option<Registers> {
     }
     let mut registers = Registers::default();
     let [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15] = state.general.map(U64::get);
-    registers.rax = rax;
-    registers.rbx = rbx;
-    registers.rcx = rcx;
-    registers.rdx = rdx;
-    registers.rsi = rsi;
-    registers.rdi = rdi;
-    registers.rsp = rsp;
-    registers.rbp = rbp;
-    registers.r8 = r8;
-    registers.r9 = r9;
-    registers.r10 = r10;
-    registers.r11 = r11;
-    registers.r12 = r12;
-    registers.r13 = r13;
-    registers.r14 = r14;
-    registers.r15 = r15;
+    registers.set_general([rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15]);
     registers.rip = state.rip.get();
     registers.rflags = state.rflags.get();
     let [cs, ds, es, fs, gs, ss, ldt, tr, gdt, idt] = state.segments;

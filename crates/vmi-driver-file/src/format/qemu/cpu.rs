@@ -41,24 +41,8 @@ pub(super) fn registers(devices: &Devices) -> Vec<Registers> {
 
 fn of_cpu(cpu: &State) -> Option<Registers> {
     let mut registers = Registers::default();
-    // In the order in which instructions number them.
-    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = cpu.numbers("env.regs")?;
-    registers.rax = rax;
-    registers.rbx = rbx;
-    registers.rcx = rcx;
-    registers.rdx = rdx;
-    registers.rsi = rsi;
-    registers.rdi = rdi;
-    registers.rsp = rsp;
-    registers.rbp = rbp;
-    registers.r8 = r8;
-    registers.r9 = r9;
-    registers.r10 = r10;
-    registers.r11 = r11;
-    registers.r12 = r12;
-    registers.r13 = r13;
-    registers.r14 = r14;
-    registers.r15 = r15;
+    // Kept in the order in which instructions number them.
+    registers.set_general(cpu.numbers("env.regs")?);
     registers.rip = cpu.number("env.eip")?;
     registers.rflags = cpu.number("env.eflags")?;
     let [es, cs, ss, ds, fs, gs] = <[CpuSegment; 6]>::read_from_bytes(cpu.bytes("env.segs")?).ok()?;

@@ -65,22 +65,7 @@ pub(super) fn long(bytes: &[u8]) -> Option<Registers> {
     }
     let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = context.general.map(U64::get);
     let mut registers = Registers::default();
-    registers.rax = rax;
-    registers.rbx = rbx;
-    registers.rcx = rcx;
-    registers.rdx = rdx;
-    registers.rsi = rsi;
-    registers.rdi = rdi;
-    registers.rsp = rsp;
-    registers.rbp = rbp;
-    registers.r8 = r8;
-    registers.r9 = r9;
-    registers.r10 = r10;
-    registers.r11 = r11;
-    registers.r12 = r12;
-    registers.r13 = r13;
-    registers.r14 = r14;
-    registers.r15 = r15;
+    registers.set_general([rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15]);
     registers.rip = context.rip.get();
     registers.rflags = context.eflags.get().into();
     let [cs, ss, ds, es] = [context.cs, context.ss, context.ds, context.es].map(U16::get);
