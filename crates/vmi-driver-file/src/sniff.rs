@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{elf, foreign, lime, raw, windows_dump};
+use crate::format::{elf, foreign, hiberfil, lime, raw, windows_dump};
 use crate::image::Parse;
 use crate::source::Source;
 
@@ -20,11 +20,13 @@ pub enum Format {
     Elf,
     /// A crash dump of Windows.
     WindowsDump,
+    /// The hibernation file of Windows 8 to 11.
+    Hiberfil,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 4] = [Self::Lime, Self::Elf, Self::WindowsDump, Self::Raw];
+    const ALL: [Self; 5] = [Self::Lime, Self::Elf, Self::WindowsDump, Self::Hiberfil, Self::Raw];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -35,6 +37,7 @@ impl Format {
             Self::Lime => (lime::matches, lime::parse),
             Self::Elf => (elf::matches, elf::parse),
             Self::WindowsDump => (windows_dump::matches, windows_dump::parse),
+            Self::Hiberfil => (hiberfil::matches, hiberfil::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -63,6 +66,7 @@ impl fmt::Display for Format {
             Self::Lime => "LiME",
             Self::Elf => "ELF core",
             Self::WindowsDump => "Windows crash dump",
+            Self::Hiberfil => "Windows hibernation file",
         })
     }
 }

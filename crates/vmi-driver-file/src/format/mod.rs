@@ -2,6 +2,7 @@
 
 pub(crate) mod elf;
 pub(crate) mod foreign;
+pub(crate) mod hiberfil;
 pub(crate) mod lime;
 pub(crate) mod raw;
 pub(crate) mod windows_dump;
