@@ -9,6 +9,8 @@
 //! | raw, optionally with a map | `format/raw.rs` | nothing |
 //! | LiME, and AVML version 1, which is the same | `format/lime.rs` | nothing |
 //! | ELF core of QEMU, kdump (`/proc/vmcore`), VirtualBox | `format/elf/` | registers, VMCOREINFO |
+//! | Windows crash dump: full, kernel, bitmap, active, live; triage (virtual memory only) | `format/windows_dump/` | registers of one processor, the header |
+//! | Windows 8 to 11 hibernation file | `format/hiberfil/` | nothing |
 //!
 //! Others are recognised and refused with the advice what to do ([`OpenError::NotSupported`]).
 //! [`mod@write`] makes images of any machine.

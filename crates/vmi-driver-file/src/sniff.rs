@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{avml, elf, foreign, libvirt_save, lime, qemu, raw, windows_dump};
+use crate::format::{avml, elf, foreign, hiberfil, libvirt_save, lime, qemu, raw, windows_dump};
 use crate::image::Parse;
 use crate::source::Source;
 
@@ -26,11 +26,14 @@ pub enum Format {
     QemuStream,
     /// A domain saved by libvirt: QEMU's migration stream behind the domain's XML.
     LibvirtSave,
+    /// The hibernation file of Windows 8 to 11.
+    Hiberfil,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 7] = [Self::Lime, Self::Avml, Self::Elf, Self::WindowsDump, Self::QemuStream, Self::LibvirtSave, Self::Raw];
+    const ALL: [Self; 8] =
+        [Self::Lime, Self::Avml, Self::Elf, Self::WindowsDump, Self::QemuStream, Self::LibvirtSave, Self::Hiberfil, Self::Raw];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -44,6 +47,7 @@ impl Format {
             Self::WindowsDump => (windows_dump::matches, windows_dump::parse),
             Self::QemuStream => (qemu::matches, qemu::parse),
             Self::LibvirtSave => (libvirt_save::matches, libvirt_save::parse),
+            Self::Hiberfil => (hiberfil::matches, hiberfil::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -75,6 +79,7 @@ impl fmt::Display for Format {
             Self::WindowsDump => "Windows crash dump",
             Self::QemuStream => "QEMU migration stream",
             Self::LibvirtSave => "libvirt save",
+            Self::Hiberfil => "Windows hibernation file",
         })
     }
 }

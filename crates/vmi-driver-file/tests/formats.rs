@@ -76,7 +76,6 @@ fn what_is_no_image_says_so() {
     assert!(with(&0x4c4d_5641_u32.to_le_bytes(), 0).contains("AVML"));
     assert!(with(b"EMiL\x02\0\0\0", 0).contains("LiME"));
     assert!(with(&0xbed2_bed2_u32.to_le_bytes(), 0).contains(".vmem"));
-    assert!(with(b"HIBR", 0).contains("hibernation"));
     assert!(with(b"QEVM", 0).contains("QEMU"));
     assert!(with(b"LibvirtQemudSave", 0).contains("libvirt"));
     assert!(with(&0x0710_1984_8664_0000_u64.to_le_bytes(), 0).contains("Firecracker"));

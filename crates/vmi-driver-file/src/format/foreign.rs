@@ -17,7 +17,6 @@ const fn foreign(name: &'static str, offset: usize, magic: &'static [u8], advice
 
 const KDUMP: &str = "write it as ELF: `makedumpfile -E -d 0`, or QEMU's `dump-guest-memory` without a compressed format";
 const VMWARE: &str = "open the .vmem file beside it";
-const WINDOWS: &str = "write the machine's memory as a raw image";
 const QEMU_STREAM: &str = "restore it and write the memory with QEMU's `dump-guest-memory` or `virsh dump --memory-only`";
 const DISK: &str = "this is a disk, not memory: take a memory image of the running machine";
 const UNPACK: &str = "unpack it first, or pack it with zstd or gzip";
@@ -37,8 +36,6 @@ static FOREIGN: &[Foreign] = &[
     foreign("VMware saved state", 0, &[0xd3, 0xbe, 0xd3, 0xbe], VMWARE),
     foreign("VMware saved state", 0, &[0xd1, 0xba, 0xd1, 0xba], VMWARE),
     foreign("VMware saved state", 0, &[0xd2, 0xba, 0xd2, 0xba], VMWARE),
-    foreign("a Windows hibernation file", 0, b"HIBR", WINDOWS),
-    foreign("a Windows hibernation file", 0, b"WAKE", WINDOWS),
     foreign("a QEMU migration stream of another version than 3", 0, b"QEVM", QEMU_STREAM),
     foreign("an unfinished libvirt save file", 0, b"LibvirtQemudPart", "libvirt did not get to its end: save the domain again"),
     foreign("a Firecracker state file", 0, &0x0710_1984_8664_0000_u64.to_le_bytes(), "open the memory file beside it"),

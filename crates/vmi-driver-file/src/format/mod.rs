@@ -3,6 +3,7 @@
 pub(crate) mod avml;
 pub(crate) mod elf;
 pub(crate) mod foreign;
+pub(crate) mod hiberfil;
 pub(crate) mod libvirt_save;
 pub(crate) mod lime;
 pub(crate) mod qemu;

@@ -8,6 +8,7 @@
     clippy::panic
 )]
 
+pub mod hiberfil;
 pub mod windows_dump;
 
 use std::path::PathBuf;
