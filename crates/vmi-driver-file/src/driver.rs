@@ -60,9 +60,7 @@ impl ImageDriver {
             Source::Indexed(_) => None,
         };
         let source = match (&source, compression) {
-            (Source::Mapped(packed), Some(compression)) => {
-                Source::mapped(unpack::unpack(name, (**packed).as_ref(), compression, &mut options)?)
-            }
+            (Source::Mapped(packed), Some(compression)) => unpack::open(name, packed, compression, &mut options)?,
             _ => source,
         };
         Self::parse(name, Input { source: &source, path, options: &options }, compression)

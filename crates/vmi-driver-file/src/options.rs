@@ -50,15 +50,15 @@ impl OpenOptions {
     }
 
     /// Unpacks packed images in this directory instead of [`std::env::temp_dir`]. It takes as much room as the image has non-zero
-    /// pages.
+    /// pages; none where the container tells where its blocks are, as then only what is read is unpacked, in memory.
     #[must_use]
     pub fn temp_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.temp_dir = Some(directory.into());
         self
     }
 
-    /// Refuses packed images of more than this many bytes of content, 64 GiB by default. Content that is not zero can never
-    /// take more than the free space of the file system.
+    /// Refuses packed images of more than this many bytes of content. By default that is 64 GiB where the content must be unpacked as a whole; what
+    /// of it is not zero can never take more than the free space of the file system.
     #[must_use]
     pub fn max_unpacked(mut self, bytes: u64) -> Self {
         self.max_unpacked = Some(bytes);

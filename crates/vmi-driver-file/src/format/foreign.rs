@@ -19,7 +19,7 @@ const KDUMP: &str = "write it as ELF: `makedumpfile -E -d 0`, or QEMU's `dump-gu
 const VMWARE: &str = "open the .vmem file beside it";
 const QEMU_STREAM: &str = "restore it and write the memory with QEMU's `dump-guest-memory` or `virsh dump --memory-only`";
 const DISK: &str = "this is a disk, not memory: take a memory image of the running machine";
-const UNPACK: &str = "unpack it first, or pack it with zstd or gzip";
+const UNPACK: &str = "unpack it first, or pack it with zstd, gzip, xz, lz4 or bzip2";
 const CONTAINER: &str = "extract the memory image from it first";
 const TWICE: &str = "unpack it once by hand";
 
@@ -44,9 +44,7 @@ static FOREIGN: &[Foreign] = &[
     foreign("a VDI disk", 0x40, &[0x7f, 0x10, 0xda, 0xbe], DISK),
     foreign("a VHDX disk", 0, b"vhdxfile", DISK),
     foreign("an ISO 9660 disk", 0x8001, b"CD001", DISK),
-    foreign("xz", 0, b"\xfd7zXZ\0", UNPACK),
-    foreign("lz4", 0, &[0x04, 0x22, 0x4d, 0x18], UNPACK),
-    foreign("bzip2", 0, b"BZh", UNPACK),
+    foreign("lz4 of the legacy kind", 0, &[0x02, 0x21, 0x4c, 0x18], UNPACK),
     foreign("lzop", 0, b"\x89LZO\0\r\n\x1a\n", UNPACK),
     foreign("framed Snappy", 0, b"\xff\x06\0\0sNaPpY", UNPACK),
     foreign("7-Zip", 0, b"7z\xbc\xaf\x27\x1c", CONTAINER),
@@ -54,6 +52,9 @@ static FOREIGN: &[Foreign] = &[
     foreign("a tar archive", 257, b"ustar", CONTAINER),
     foreign("zstd within another packing", 0, &[0x28, 0xb5, 0x2f, 0xfd], TWICE),
     foreign("gzip within another packing", 0, &[0x1f, 0x8b, 8], TWICE),
+    foreign("xz within another packing", 0, b"\xfd7zXZ\0", TWICE),
+    foreign("lz4 within another packing", 0, &[0x04, 0x22, 0x4d, 0x18], TWICE),
+    foreign("bzip2 within another packing", 4, b"1AY&SY", TWICE),
 ];
 
 static TEXT: Foreign = foreign("a text file", 0, b"", "give a memory image");

@@ -1,18 +1,26 @@
-//! Packed images: unpacked once, into an unnamed temporary file with holes for pages of zeros.
+//! Packed images: unpacked block by block as they are read, where the container tells where its blocks are; else once, into an unnamed temporary file with
+//! holes for pages of zeros.
 
+mod blocks;
+mod bzip2;
+mod gzip;
+mod lz4;
 mod sink;
+mod xz;
 mod zstd;
 
 use core::fmt;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
+use std::sync::Arc;
 
-use flate2::bufread::MultiGzDecoder;
 use nix::sys::statvfs::statvfs;
-use vmi_core::MappedFile;
+use vmi_core::{MappedFile, Store};
 
+use self::blocks::BlockContainer;
 use self::sink::Sink;
 use crate::options::Progress;
+use crate::source::{self, RandomAccess};
 use crate::{OpenError, OpenOptions};
 
 /// How an image is packed.
@@ -23,23 +31,69 @@ pub enum Compression {
     Zstd,
     /// gzip (RFC 1952), one member or many.
     Gzip,
+    /// xz, one stream or many, with dictionaries of up to 128 MiB.
+    Xz,
+    /// LZ4 frames, one or many.
+    Lz4,
+    /// bzip2, one stream or many.
+    Bzip2,
 }
 
 impl Compression {
+    const ALL: [Self; 5] = [Self::Zstd, Self::Gzip, Self::Xz, Self::Lz4, Self::Bzip2];
+
     /// How `bytes` are packed, if at all.
     pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
-        if zstd::matches(bytes) { Some(Self::Zstd) } else { bytes.starts_with(&[0x1f, 0x8b, 8]).then_some(Self::Gzip) }
+        Self::ALL.into_iter().find(|compression| match compression {
+            Self::Zstd => zstd::matches(bytes),
+            Self::Gzip => gzip::matches(bytes),
+            Self::Xz => xz::matches(bytes),
+            Self::Lz4 => lz4::matches(bytes),
+            Self::Bzip2 => bzip2::matches(bytes),
+        })
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Lz4 => "lz4",
+            Self::Bzip2 => "bzip2",
+        }
     }
 }
 
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Zstd => "zstd",
-            Self::Gzip => "gzip",
-        })
+        f.write_str(self.name())
     }
 }
+
+/// The content of `packed`, which is the content of `path`: read in place where the container allows that, else unpacked.
+pub(crate) fn open(
+    path: &Path,
+    packed: &Store,
+    compression: Compression,
+    options: &mut OpenOptions,
+) -> Result<source::Source, OpenError> {
+    if let Some(container) = BlockContainer::open(packed, compression) {
+        if let Some(limit) = options.max_unpacked.filter(|&limit| container.len() > limit) {
+            return Err(OpenError::TooLarge { path: path.to_owned(), limit, reason: TOO_LONG });
+        }
+        // The format is told by what is in the first block, so its damage must not pass for something else.
+        container.read_at(0, &mut [0]).map_err(|error| OpenError::Unpack {
+            path: path.to_owned(),
+            compression,
+            source: io::Error::new(io::ErrorKind::InvalidData, error),
+        })?;
+        return Ok(source::Source::Indexed(Arc::new(container)));
+    }
+    unpack(path, (**packed).as_ref(), compression, options).map(source::Source::mapped)
+}
+
+/// Why a packed image is refused that is longer than what the caller allows.
+const TOO_LONG: &str = "the most that a packed image may hold here";
 
 /// What a packed image may hold at most unless the caller says otherwise.
 const MAX_UNPACKED: u64 = 64 << 30;
@@ -62,7 +116,10 @@ pub(crate) fn unpack(
     let mut source = Source { rest: packed, total: packed.len() as u64, told: 0, progress: options.progress.as_mut() };
     let outcome = match compression {
         Compression::Zstd => zstd::decode(&mut source, &mut sink),
-        Compression::Gzip => sink.copy_from(&mut MultiGzDecoder::new(&mut source)).map(drop),
+        Compression::Gzip => gzip::decode(&mut source, &mut sink),
+        Compression::Xz => xz::decode(&mut source, &mut sink),
+        Compression::Lz4 => lz4::decode(&mut source, &mut sink),
+        Compression::Bzip2 => bzip2::decode(&mut source, &mut sink),
     };
     match outcome.and_then(|()| MappedFile::new(sink.finish()?)) {
         Ok(unpacked) => Ok(unpacked),
@@ -90,7 +147,7 @@ impl Source<'_> {
     }
 
     /// Passes over `len` bytes.
-    fn skip(&mut self, len: u32) -> io::Result<()> {
+    fn skip(&mut self, len: u64) -> io::Result<()> {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         self.rest = self.rest.get(len..).ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok(())

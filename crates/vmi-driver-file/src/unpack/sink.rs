@@ -51,7 +51,7 @@ impl Sink {
         let bytes = self.buffer.get(..self.filled).unwrap_or_default();
         let len = self.len.saturating_add(bytes.len() as u64);
         if len > self.max_len {
-            return self.exceed(self.max_len, "the most that a packed image may hold here");
+            return self.exceed(self.max_len, super::TOO_LONG);
         }
         // Checked before writing, for the worst case.
         if self.stored.saturating_add(bytes.len() as u64) > self.max_stored {
