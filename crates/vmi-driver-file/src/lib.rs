@@ -9,6 +9,10 @@
 //! | raw, optionally with a map | `format/raw.rs` | nothing |
 //! | LiME, and AVML version 1, which is the same | `format/lime.rs` | nothing |
 //! | ELF core of QEMU, kdump (`/proc/vmcore`), VirtualBox | `format/elf/` | registers, VMCOREINFO |
+//! | Xen core (`xl dump-core`) | `format/xen_core/` | registers |
+//! | VMware: `.vmss`, `.vmsn`, `.vmem` | `format/vmware/` | registers |
+//! | Firecracker snapshots | `format/firecracker.rs` | registers |
+//! | Cloud Hypervisor snapshots | `format/cloud_hypervisor/` | registers |
 //!
 //! Others are recognised and refused with the advice what to do ([`OpenError::NotSupported`]).
 //! [`mod@write`] makes images of any machine.
@@ -31,10 +35,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod claims;
+mod directory;
 mod driver;
 mod error;
 mod format;
 mod image;
+mod layers;
 mod options;
 mod packed_memory;
 mod raw_map;

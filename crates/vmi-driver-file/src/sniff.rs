@@ -4,8 +4,8 @@
 
 use core::fmt;
 
-use crate::format::{elf, foreign, lime, raw};
-use crate::image::Parse;
+use crate::format::{cloud_hypervisor, elf, firecracker, foreign, lime, raw, vmware, xen_core};
+use crate::image::{Input, Parse};
 use crate::source::Source;
 
 /// A format of memory images.
@@ -18,11 +18,20 @@ pub enum Format {
     Lime,
     /// An ELF core file of a machine.
     Elf,
+    /// A core of Xen (`xl dump-core`).
+    XenCore,
+    /// A suspended or snapshotted machine of VMware: `.vmss` or `.vmsn`, mostly with a `.vmem`.
+    Vmware,
+    /// A snapshot of Firecracker: a state file and a memory file.
+    Firecracker,
+    /// A snapshot of Cloud Hypervisor: `state.json` and `memory-ranges`.
+    CloudHypervisor,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 3] = [Self::Lime, Self::Elf, Self::Raw];
+    const ALL: [Self; 7] =
+        [Self::Lime, Self::XenCore, Self::Elf, Self::Vmware, Self::Firecracker, Self::CloudHypervisor, Self::Raw];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -32,6 +41,10 @@ impl Format {
         match self {
             Self::Lime => (lime::matches, lime::parse),
             Self::Elf => (elf::matches, elf::parse),
+            Self::XenCore => (xen_core::matches, xen_core::parse),
+            Self::Vmware => (vmware::matches, vmware::parse),
+            Self::Firecracker => (firecracker::matches, firecracker::parse),
+            Self::CloudHypervisor => (cloud_hypervisor::matches, cloud_hypervisor::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -53,12 +66,28 @@ impl Format {
     }
 }
 
+impl Format {
+    /// The format that the memory file of an image of several files belongs to, told by what is beside it: its own content is raw.
+    pub(crate) fn of_memory_file(input: Input<'_>) -> Option<Self> {
+        let owners: [(fn(Input<'_>) -> bool, Self); 3] = [
+            (vmware::owns, Self::Vmware),
+            (cloud_hypervisor::owns, Self::CloudHypervisor),
+            (firecracker::owns, Self::Firecracker),
+        ];
+        owners.into_iter().find(|(owns, _)| owns(input)).map(|(_, format)| format)
+    }
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Raw => "raw",
             Self::Lime => "LiME",
             Self::Elf => "ELF core",
+            Self::XenCore => "Xen core",
+            Self::Vmware => "VMware",
+            Self::Firecracker => "Firecracker",
+            Self::CloudHypervisor => "Cloud Hypervisor",
         })
     }
 }

@@ -19,12 +19,13 @@ pub(super) struct Layout {
     pub(super) len: u64,
 }
 
-/// The layout for `machine` in `format`; `None` if an offset leaves the 64-bit range.
+/// The layout for `machine` in `format`; `None` if the format is not written, or an offset leaves the 64-bit range.
 pub(super) fn of(machine: &MachineInfo, format: Format) -> Option<Layout> {
     match format {
         Format::Raw => Some(raw(&machine.memory)),
         Format::Lime => lime(&machine.memory),
         Format::Elf => elf::layout(machine),
+        _ => None,
     }
 }
 
