@@ -2,7 +2,7 @@
 
 use std::fs::{File, FileType};
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vmi_arch_x86::{Registers, X86};
@@ -11,10 +11,11 @@ use vmi_core::{
     PieceError, Region, Result, VcpuId, Vcpus,
 };
 
-use crate::image::{Input, Part};
+use crate::format::foreign::Foreign;
+use crate::image::{Image, Input, Part};
 use crate::packed_memory::PackedMemory;
 use crate::source::Source;
-use crate::{Compression, Format, FormatError, OpenError, OpenOptions, unpack};
+use crate::{Compression, Format, FormatError, OpenError, OpenOptions, directory, layers, unpack};
 
 /// A machine's memory in a file: frozen, mapped and read in place, or unpacked where it is read.
 ///
@@ -28,13 +29,16 @@ pub struct ImageDriver {
     packed: Option<PackedMemory>,
     /// Memory that is zero without being in the file.
     zeros: MemoryMap,
+    /// All memory but the packed one.
+    plain: MemoryMap,
     registers: Vec<Registers>,
     format: Format,
     compression: Option<Compression>,
 }
 
 impl ImageDriver {
-    /// Opens the image at `path`, of any supported format, packed or not.
+    /// Opens the image at `path`, of any supported format, packed or not. A directory is opened if it has one snapshot of a hypervisor
+    /// that writes several files: see [`OpenError::Directory`].
     ///
     /// # Errors
     /// Why this is no image that can be read: see [`OpenError`].
@@ -46,40 +50,24 @@ impl ImageDriver {
         let io = |action| move |source| OpenError::Io { path: path.to_owned(), action, source };
         // Looked at before it is opened: opening a pipe waits for a writer.
         let metadata = path.metadata().map_err(io("open"))?;
+        if metadata.is_dir() {
+            return Self::open_with(&directory::image(path)?, options);
+        }
         if let Some(what) = not_regular(metadata.file_type()) {
             return Err(OpenError::NotRegular { path: path.to_owned(), what });
         }
         let store = File::open(path).and_then(|file| MappedFile::new(&file)).map_err(io("open"))?;
-        Self::unpack(path, Some(path), Source::mapped(store), options)
+        Self::open_source(path, Some(path), Source::mapped(store), options)
     }
 
     /// The image in `source`, packed or not. `name` stands in messages, `path` is where other files of the image are.
-    pub(crate) fn unpack(name: &Path, path: Option<&Path>, source: Source, mut options: OpenOptions) -> Result<Self, OpenError> {
-        let compression = match &source {
-            Source::Mapped(store) => Compression::of((**store).as_ref()),
-            Source::Indexed(_) => None,
-        };
-        let source = match (&source, compression) {
-            (Source::Mapped(packed), Some(compression)) => unpack::open(name, packed, compression, &mut options)?,
-            _ => source,
-        };
-        Self::parse(name, Input { source: &source, path, options: &options }, compression)
+    pub(crate) fn open_source(name: &Path, path: Option<&Path>, source: Source, options: OpenOptions) -> Result<Self, OpenError> {
+        Self::of(name, Loaded::load(name, path, source, options)?)
     }
 
-    fn parse(name: &Path, input: Input<'_>, compression: Option<Compression>) -> Result<Self, OpenError> {
-        if input.source.len() == 0 {
-            return Err(OpenError::Empty { path: name.to_owned() });
-        }
-        let format = match input.options.format {
-            Some(format) => format,
-            None => Format::of(input.source).map_err(|foreign| OpenError::NotSupported {
-                path: name.to_owned(),
-                format: foreign.name,
-                advice: foreign.advice,
-            })?,
-        };
+    fn of(name: &Path, loaded: Loaded) -> Result<Self, OpenError> {
+        let Loaded { format, compression, image } = loaded;
         let wrong = |source| OpenError::Image { path: name.to_owned(), format, source };
-        let image = format.parse()(input).map_err(wrong)?;
         let packing = compression.map(|compression| format!(" ({compression})")).unwrap_or_default();
         let machine_name = format!("{format} image {}{packing}", name.display());
 
@@ -88,14 +76,15 @@ impl ImageDriver {
         let packed = image.packed.map(|blocks| (blocks.memory(), PackedMemory::new(blocks, machine_name.clone())));
         let mapped = mapping.memory_map();
         let regions = mapped.regions().iter().chain(zeros.regions()).copied();
-        let regions = regions.chain(indexed.iter().map(|(piece, _)| piece.region));
-        let memory = MemoryMap::new(regions.chain(packed.iter().flat_map(|(memory, _)| memory.regions().iter().copied())));
+        let plain = MemoryMap::new(regions.chain(indexed.iter().map(|(piece, _)| piece.region)));
+        let below = packed.iter().flat_map(|(memory, _)| memory.regions().iter().copied());
+        let memory = MemoryMap::new(plain.regions().iter().copied().chain(below));
         if memory.regions().is_empty() {
             return Err(wrong(FormatError::NoMemory));
         }
         let machine = MachineInfo { name: machine_name, memory, liveness: Liveness::Frozen, notes: image.notes };
         let packed = packed.map(|(_, packed)| packed);
-        Ok(Self { machine, mapping, indexed, packed, zeros, registers: image.registers, format, compression })
+        Ok(Self { machine, mapping, indexed, packed, zeros, plain, registers: image.registers, format, compression })
     }
 
     /// The format of the image.
@@ -107,6 +96,69 @@ impl ImageDriver {
     pub fn compression(&self) -> Option<Compression> {
         self.compression
     }
+}
+
+/// An image with what lies below it.
+struct Loaded {
+    format: Format,
+    compression: Option<Compression>,
+    image: Image,
+}
+
+impl Loaded {
+    /// Unpacks and parses `source`, and what the options name as its bases.
+    fn load(name: &Path, path: Option<&Path>, source: Source, mut options: OpenOptions) -> Result<Self, OpenError> {
+        let compression = match &source {
+            Source::Mapped(store) => Compression::of((**store).as_ref()),
+            Source::Indexed(_) => None,
+        };
+        let source = match (&source, compression) {
+            (Source::Mapped(packed), Some(compression)) => unpack::open(name, packed, compression, &mut options)?,
+            _ => source,
+        };
+        if source.len() == 0 {
+            return Err(OpenError::Empty { path: name.to_owned() });
+        }
+        let input = Input { source: &source, path, options: &options };
+        let format = Self::format(name, input)?;
+        let wrong = |source| OpenError::Image { path: name.to_owned(), format, source };
+        let upper = format.parse()(input).map_err(wrong)?;
+        let image = match base_options(&upper, options) {
+            Some((base, options)) => layers::lay(upper, Self::base(&base, options).map_err(wrong)?.image).map_err(wrong)?,
+            None => upper,
+        };
+        Ok(Self { format, compression, image })
+    }
+
+    /// What the user said, or the content, or the files beside it.
+    fn format(name: &Path, input: Input<'_>) -> Result<Format, OpenError> {
+        if let Some(format) = input.options.format {
+            return Ok(format);
+        }
+        let refuse =
+            |foreign: &Foreign| OpenError::NotSupported { path: name.to_owned(), format: foreign.name, advice: foreign.advice };
+        Ok(match Format::of(input.source).map_err(refuse)? {
+            Format::Raw if input.options.raw_map.is_none() => Format::of_memory_file(input).unwrap_or(Format::Raw),
+            format => format,
+        })
+    }
+
+    fn base(path: &Path, options: OpenOptions) -> Result<Self, FormatError> {
+        let open = File::open(path).and_then(|file| MappedFile::new(&file));
+        let store = open.map_err(|error| FormatError::Beside { path: path.to_owned(), why: error.to_string() })?;
+        Self::load(path, Some(path), Source::mapped(store), options).map_err(|error| FormatError::Base(error.to_string()))
+    }
+}
+
+/// The nearest base of `upper`, and how it is opened: as `upper`, but with a format of its own.
+fn base_options(upper: &Image, mut options: OpenOptions) -> Option<(PathBuf, OpenOptions)> {
+    if options.bases.is_empty() {
+        return None;
+    }
+    let base = options.bases.remove(0);
+    options.format = None;
+    options.raw_map = options.raw_map.or_else(|| upper.layout.clone());
+    Some((base, options))
 }
 
 impl ImageDriver {
@@ -131,9 +183,13 @@ impl ImageDriver {
             buf.iter_mut().take(len).for_each(|byte| *byte = 0);
             return Ok(len);
         }
-        match self.packed.as_ref().map(|packed| packed.read(at, buf)) {
+        // Up to where other memory speaks again.
+        let next = self.plain.regions().partition_point(|region| region.start() <= at);
+        let limit = self.plain.regions().get(next).map_or(u64::MAX, |region| region.start().get().saturating_sub(at.get()));
+        let (now, _) = buf.split_at_mut(usize::try_from(limit).unwrap_or(usize::MAX).min(wanted));
+        match self.packed.as_ref().map(|packed| packed.read(at, now)) {
             None => Err(hole),
-            Some(Ok(())) => Ok(buf.len()),
+            Some(Ok(())) => Ok(now.len()),
             Some(Err(error)) if error.is_absent() && error.done() > 0 => Ok(error.done()),
             Some(Err(error)) => Err(error),
         }
@@ -178,7 +234,6 @@ fn locate(parts: &[Part]) -> Result<(GuestMapping, Vec<(Piece, Source)>), Format
 fn not_regular(kind: FileType) -> Option<&'static str> {
     match kind {
         kind if kind.is_file() => None,
-        kind if kind.is_dir() => Some("a directory"),
         kind if kind.is_fifo() => Some("a pipe"),
         kind if kind.is_socket() => Some("a socket"),
         kind if kind.is_block_device() => Some("a block device"),

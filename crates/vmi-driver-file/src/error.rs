@@ -21,13 +21,21 @@ pub enum OpenError {
         /// The cause.
         source: io::Error,
     },
-    /// A directory, a pipe or a device: images are mapped, which takes a regular file.
+    /// A pipe, a socket or a device: images are mapped, which takes a regular file.
     #[error("{}: is {what}, not a regular file; copy the image into a file first", path.display())]
     NotRegular {
         /// The path.
         path: PathBuf,
         /// What it is.
         what: &'static str,
+    },
+    /// A directory in which no image, or no single one, is recognised.
+    #[error("{}: {why}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What was looked for, or found too often.
+        why: String,
     },
     /// The file has no bytes.
     #[error("{}: the file is empty", path.display())]
@@ -119,6 +127,12 @@ pub enum FormatError {
         /// What is wrong with it.
         why: String,
     },
+    /// Which files belong to the image cannot be told, or one is missing.
+    #[error("{0}")]
+    Files(String),
+    /// What lies below the image does not open.
+    #[error("the base: {0}")]
+    Base(String),
     /// Parts of memory that overlap each other or lie beyond the file.
     #[error(transparent)]
     Pieces(#[from] PieceError),

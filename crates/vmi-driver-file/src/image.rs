@@ -9,7 +9,7 @@ use vmi_core::{MappedFile, Note, Piece, Region};
 
 use crate::packed_memory::Blocks;
 use crate::source::Source;
-use crate::{FormatError, OpenOptions};
+use crate::{FormatError, OpenOptions, RawMap, directory, sparse};
 
 /// A file that is to become an image.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Image {
     pub(crate) registers: Vec<Registers>,
     /// What else is known of the guest.
     pub(crate) notes: Vec<Note>,
+    /// Where all memory of the machine is in a file of it, for a base that is such a file and cannot tell itself.
+    pub(crate) layout: Option<RawMap>,
 }
 
 /// Memory in one file.
@@ -71,6 +73,28 @@ impl Input<'_> {
             }
             Some(missing) => Err(FormatError::Truncated { what: what(), missing }),
         }
+    }
+
+    /// Which of `pieces`, whose memory is in `source` as it is, speak: all of them, or what the file at `path` stores if the image lies
+    /// over a base.
+    ///
+    /// # Errors
+    /// [`FormatError::Beside`] if the file cannot be asked for its holes.
+    pub(crate) fn stored(self, path: Option<&Path>, source: &Source, pieces: Vec<Piece>) -> Result<Vec<Piece>, FormatError> {
+        let Some(path) = path.filter(|_| !self.options.bases.is_empty()) else { return Ok(pieces) };
+        let beside = |why: String| FormatError::Beside { path: path.to_owned(), why };
+        if path.metadata().map_err(|error| beside(error.to_string()))?.len() != source.len() {
+            return Err(beside("packing has lost its holes, which say what is read from the base".to_owned()));
+        }
+        Ok(sparse::cut(&pieces, &sparse::data(path).map_err(|error| beside(error.to_string()))?))
+    }
+
+    /// The other files in the directory of this one that no option names, in the order of their names.
+    pub(crate) fn neighbours(self) -> Vec<PathBuf> {
+        let Some(path) = self.path else { return Vec::new() };
+        let is_same = |other: &Path| other.file_name() == path.file_name() || self.options.bases.iter().any(|base| base == other);
+        let files = directory::files(&directory::of(path)).unwrap_or_default();
+        files.into_iter().filter(|other| !is_same(other)).collect()
     }
 
     /// The file that would be named `name` in the directory of this one; `None` if there is none.

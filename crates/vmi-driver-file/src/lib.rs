@@ -11,6 +11,10 @@
 //! | ELF core of QEMU, kdump (`/proc/vmcore`), VirtualBox | `format/elf/` | registers, VMCOREINFO |
 //! | Windows crash dump: full, kernel, bitmap, active, live; triage (virtual memory only) | `format/windows_dump/` | registers of one processor, the header |
 //! | Windows 8 to 11 hibernation file | `format/hiberfil/` | nothing |
+//! | Xen core (`xl dump-core`) | `format/xen_core/` | registers |
+//! | VMware: `.vmss`, `.vmsn`, `.vmem` | `format/vmware/` | registers |
+//! | Firecracker snapshots | `format/firecracker.rs` | registers |
+//! | Cloud Hypervisor snapshots | `format/cloud_hypervisor/` | registers |
 //!
 //! Others are recognised and refused with the advice what to do ([`OpenError::NotSupported`]).
 //! [`mod@write`] makes images of any machine.
@@ -33,10 +37,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod claims;
+mod directory;
 mod driver;
 mod error;
 mod format;
 mod image;
+mod layers;
 mod options;
 mod packed_memory;
 mod raw_map;

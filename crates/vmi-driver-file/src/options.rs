@@ -26,6 +26,8 @@ pub struct OpenOptions {
     pub(crate) temp_dir: Option<PathBuf>,
     pub(crate) max_unpacked: Option<u64>,
     pub(crate) allow_truncated: bool,
+    /// What lies below the image, the nearest first.
+    pub(crate) bases: Vec<PathBuf>,
     pub(crate) progress: Option<Progress>,
 }
 
@@ -72,6 +74,26 @@ impl OpenOptions {
         self
     }
 
+    /// Lays the image over the one at `base`, as a differential snapshot over the full one: what the image has no memory for is read from
+    /// the base. Called again, it names what lies below that one.
+    ///
+    /// Of memory that is stored in a file as it is (raw, Firecracker's snapshots), only what is stored speaks: a hole of the file (`lseek`,
+    /// `SEEK_DATA`) is memory of the base. So such a file must be copied with its holes (`cp --sparse=auto`, `rsync --sparse`).
+    /// Registers are those of the image, not those of a base. An image of packed memory can be a base, but not lie over one.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use vmi_driver_file::OpenOptions;
+    /// let image = OpenOptions::new().base("full/memory").open("differential/state")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn base(mut self, base: impl Into<PathBuf>) -> Self {
+        self.bases.push(base.into());
+        self
+    }
+
     /// Calls `progress` while a packed image is unpacked, with how many bytes of the packed file are done, and how many there are.
     #[must_use]
     pub fn progress(mut self, progress: impl FnMut(u64, u64) + Send + 'static) -> Self {
@@ -92,7 +114,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`ImageDriver::open`].
     pub fn open_bytes(self, name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<ImageDriver, OpenError> {
-        ImageDriver::unpack(name.as_ref(), None, Source::mapped(bytes), self)
+        ImageDriver::open_source(name.as_ref(), None, Source::mapped(bytes), self)
     }
 }
 
@@ -104,6 +126,7 @@ impl fmt::Debug for OpenOptions {
             .field("temp_dir", &self.temp_dir)
             .field("max_unpacked", &self.max_unpacked)
             .field("allow_truncated", &self.allow_truncated)
+            .field("bases", &self.bases)
             .finish_non_exhaustive()
     }
 }

@@ -4,8 +4,10 @@
 
 use core::fmt;
 
-use crate::format::{avml, elf, foreign, hiberfil, libvirt_save, lime, qemu, raw, windows_dump};
-use crate::image::Parse;
+use crate::format::{
+    avml, cloud_hypervisor, elf, firecracker, foreign, hiberfil, libvirt_save, lime, qemu, raw, vmware, windows_dump, xen_core,
+};
+use crate::image::{Input, Parse};
 use crate::source::Source;
 
 /// A format of memory images.
@@ -28,12 +30,32 @@ pub enum Format {
     LibvirtSave,
     /// The hibernation file of Windows 8 to 11.
     Hiberfil,
+    /// A core of Xen (`xl dump-core`).
+    XenCore,
+    /// A suspended or snapshotted machine of VMware: `.vmss` or `.vmsn`, mostly with a `.vmem`.
+    Vmware,
+    /// A snapshot of Firecracker: a state file and a memory file.
+    Firecracker,
+    /// A snapshot of Cloud Hypervisor: `state.json` and `memory-ranges`.
+    CloudHypervisor,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 8] =
-        [Self::Lime, Self::Avml, Self::Elf, Self::WindowsDump, Self::QemuStream, Self::LibvirtSave, Self::Hiberfil, Self::Raw];
+    const ALL: [Self; 12] = [
+        Self::Lime,
+        Self::Avml,
+        Self::XenCore,
+        Self::Elf,
+        Self::WindowsDump,
+        Self::Hiberfil,
+        Self::QemuStream,
+        Self::LibvirtSave,
+        Self::Vmware,
+        Self::Firecracker,
+        Self::CloudHypervisor,
+        Self::Raw,
+    ];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -48,6 +70,10 @@ impl Format {
             Self::QemuStream => (qemu::matches, qemu::parse),
             Self::LibvirtSave => (libvirt_save::matches, libvirt_save::parse),
             Self::Hiberfil => (hiberfil::matches, hiberfil::parse),
+            Self::XenCore => (xen_core::matches, xen_core::parse),
+            Self::Vmware => (vmware::matches, vmware::parse),
+            Self::Firecracker => (firecracker::matches, firecracker::parse),
+            Self::CloudHypervisor => (cloud_hypervisor::matches, cloud_hypervisor::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -69,6 +95,21 @@ impl Format {
     }
 }
 
+impl Format {
+    /// The format that the memory file of an image of several files belongs to, told by what is beside it: its own content is raw.
+    pub(crate) fn of_memory_file(input: Input<'_>) -> Option<Self> {
+        let owners: [(Owns, Self); 3] = [
+            (vmware::owns, Self::Vmware),
+            (cloud_hypervisor::owns, Self::CloudHypervisor),
+            (firecracker::owns, Self::Firecracker),
+        ];
+        owners.into_iter().find(|(owns, _)| owns(input)).map(|(_, format)| format)
+    }
+}
+
+/// Whether the file beside which a format's other files are is that format's memory file.
+type Owns = fn(Input<'_>) -> bool;
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -80,6 +121,10 @@ impl fmt::Display for Format {
             Self::QemuStream => "QEMU migration stream",
             Self::LibvirtSave => "libvirt save",
             Self::Hiberfil => "Windows hibernation file",
+            Self::XenCore => "Xen core",
+            Self::Vmware => "VMware",
+            Self::Firecracker => "Firecracker",
+            Self::CloudHypervisor => "Cloud Hypervisor",
         })
     }
 }

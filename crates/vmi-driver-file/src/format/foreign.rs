@@ -16,8 +16,8 @@ const fn foreign(name: &'static str, offset: usize, magic: &'static [u8], advice
 }
 
 const KDUMP: &str = "write it as ELF: `makedumpfile -E -d 0`, or QEMU's `dump-guest-memory` without a compressed format";
-const VMWARE: &str = "open the .vmem file beside it";
 const QEMU_STREAM: &str = "restore it and write the memory with QEMU's `dump-guest-memory` or `virsh dump --memory-only`";
+const XEN_3: &str = "write the machine's memory with a newer `xl dump-core`";
 const DISK: &str = "this is a disk, not memory: take a memory image of the running machine";
 const UNPACK: &str = "unpack it first, or pack it with zstd, gzip, xz, lz4 or bzip2";
 const CONTAINER: &str = "extract the memory image from it first";
@@ -30,15 +30,10 @@ static FOREIGN: &[Foreign] = &[
     foreign("makedumpfile's flattened format", 0, b"makedumpfile\0", "rearrange it with `makedumpfile -R`, then write it as ELF"),
     foreign("AVML of another version than 2", 0, b"AVML", "convert it to LiME with `avml convert`"),
     foreign("LiME of another version than 1", 0, b"EMiL", "write the image with format=lime of LiME 1.x"),
-    foreign("VMware saved state", 0, &[0xd0, 0xbe, 0xd0, 0xbe], VMWARE),
-    foreign("VMware saved state", 0, &[0xd0, 0xbe, 0xd2, 0xbe], VMWARE),
-    foreign("VMware saved state", 0, &[0xd2, 0xbe, 0xd2, 0xbe], VMWARE),
-    foreign("VMware saved state", 0, &[0xd3, 0xbe, 0xd3, 0xbe], VMWARE),
-    foreign("VMware saved state", 0, &[0xd1, 0xba, 0xd1, 0xba], VMWARE),
-    foreign("VMware saved state", 0, &[0xd2, 0xba, 0xd2, 0xba], VMWARE),
     foreign("a QEMU migration stream of another version than 3", 0, b"QEVM", QEMU_STREAM),
     foreign("an unfinished libvirt save file", 0, b"LibvirtQemudPart", "libvirt did not get to its end: save the domain again"),
-    foreign("a Firecracker state file", 0, &0x0710_1984_8664_0000_u64.to_le_bytes(), "open the memory file beside it"),
+    foreign("a core of Xen 3.0, before ELF", 0, &0xf00f_ebed_u32.to_le_bytes(), XEN_3),
+    foreign("a core of Xen 3.0, before ELF", 0, &0xf00f_ebee_u32.to_le_bytes(), XEN_3),
     foreign("a qcow2 disk", 0, b"QFI\xfb", DISK),
     foreign("a VMDK disk", 0, b"KDMV", DISK),
     foreign("a VDI disk", 0x40, &[0x7f, 0x10, 0xda, 0xbe], DISK),

@@ -1,5 +1,7 @@
 //! Raw images: the bare bytes of memory. A file offset is the guest-physical address, unless a map says otherwise.
 //!
+//! Over a base, only what the file stores speaks, and not its holes.
+//!
 //! There is no header, so nothing tells a raw image from any other file: it is what remains when no other format matches.
 
 use vmi_core::{PhysAddr, Piece, Region};
@@ -25,5 +27,5 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
         }
         None => pieces.extend(Region::new(PhysAddr::ZERO, input.source.len()).map(|region| Piece { region, offset: 0 })),
     }
-    Ok(Image::of(input, pieces))
+    Ok(Image::of(input, input.stored(input.path, input.source, pieces)?))
 }

@@ -96,6 +96,7 @@ pub(super) fn registers(note: &[u8]) -> Option<Registers> {
     registers.cr4 = Some(cpu.cr4.get());
     registers.dr = Some(cpu.dr.map(U64::get));
     registers.efer = Some(cpu.efer.get());
+    registers.pat = Some(cpu.pat.get());
     registers.star = Some(cpu.star.get());
     registers.lstar = Some(cpu.lstar.get());
     registers.cstar = Some(cpu.cstar.get());
