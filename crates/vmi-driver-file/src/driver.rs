@@ -14,7 +14,7 @@ use vmi_core::{
 use crate::image::{Input, Part};
 use crate::packed_memory::PackedMemory;
 use crate::source::Source;
-use crate::{Compression, Format, FormatError, OpenError, OpenOptions, unpack};
+use crate::{Compression, Format, FormatError, OpenError, OpenOptions, flattened, unpack};
 
 /// A machine's memory in a file: frozen, mapped and read in place, or unpacked where it is read.
 ///
@@ -65,7 +65,10 @@ impl ImageDriver {
             }
             _ => source,
         };
-        Self::parse(name, Input { source: &source, path, options: &options }, compression)
+        let input = Input { source: &source, path, options: &options };
+        let arranged = flattened::arrange(input).map_err(|source| OpenError::Flattened { path: name.to_owned(), source })?;
+        let source = arranged.as_ref().unwrap_or(&source);
+        Self::parse(name, Input { source, ..input }, compression)
     }
 
     fn parse(name: &Path, input: Input<'_>, compression: Option<Compression>) -> Result<Self, OpenError> {

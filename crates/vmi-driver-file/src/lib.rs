@@ -9,6 +9,8 @@
 //! | raw, optionally with a map | `format/raw.rs` | nothing |
 //! | LiME, and AVML version 1, which is the same | `format/lime.rs` | nothing |
 //! | ELF core of QEMU, kdump (`/proc/vmcore`), VirtualBox | `format/elf/` | registers, VMCOREINFO |
+//! | kdump's compressed format (makedumpfile, QEMU) and diskdump | `format/kdump/` | registers, VMCOREINFO |
+//! | either of the last two flattened (makedumpfile `-F`, QEMU) | `flattened.rs` | |
 //!
 //! Others are recognised and refused with the advice what to do ([`OpenError::NotSupported`]).
 //! [`mod@write`] makes images of any machine.
@@ -33,6 +35,7 @@
 mod claims;
 mod driver;
 mod error;
+mod flattened;
 mod format;
 mod image;
 mod options;

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{elf, foreign, lime, raw};
+use crate::format::{elf, foreign, kdump, lime, raw};
 use crate::image::Parse;
 use crate::source::Source;
 
@@ -18,11 +18,13 @@ pub enum Format {
     Lime,
     /// An ELF core file of a machine.
     Elf,
+    /// kdump's compressed format, as makedumpfile and QEMU write it, and diskdump before them.
+    Kdump,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 3] = [Self::Lime, Self::Elf, Self::Raw];
+    const ALL: [Self; 4] = [Self::Lime, Self::Elf, Self::Kdump, Self::Raw];
 
     /// How many bytes at the start of a file the formats are told by. ISO 9660 has its magic number at 0x8001.
     const HEAD: u64 = 64 << 10;
@@ -32,6 +34,7 @@ impl Format {
         match self {
             Self::Lime => (lime::matches, lime::parse),
             Self::Elf => (elf::matches, elf::parse),
+            Self::Kdump => (kdump::matches, kdump::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -59,6 +62,7 @@ impl fmt::Display for Format {
             Self::Raw => "raw",
             Self::Lime => "LiME",
             Self::Elf => "ELF core",
+            Self::Kdump => "kdump",
         })
     }
 }

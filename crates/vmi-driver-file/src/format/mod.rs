@@ -2,5 +2,6 @@
 
 pub(crate) mod elf;
 pub(crate) mod foreign;
+pub(crate) mod kdump;
 pub(crate) mod lime;
 pub(crate) mod raw;

@@ -8,10 +8,12 @@
     clippy::panic
 )]
 
+pub mod kdump;
+
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use vmi_core::{Driver, ErrorKind, Memory, VcpuId, Vcpus, Vmi};
+use vmi_core::{Driver, ErrorKind, Memory, VcpuId, Vmi};
 use vmi_driver_file::{Format, ImageDriver, OpenError, OpenOptions};
 
 /// A directory with one file in it.
