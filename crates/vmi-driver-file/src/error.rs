@@ -63,6 +63,14 @@ pub enum OpenError {
         /// What is wrong.
         source: FormatError,
     },
+    /// The file is of makedumpfile's flattened form, but cut short or contradicting itself.
+    #[error("{}: makedumpfile's flattened form: {source}", path.display())]
+    Flattened {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: FormatError,
+    },
     /// The packed file cannot be unpacked: damaged, cut short, or no room for it.
     #[error("{}: cannot unpack {compression}: {source}", path.display())]
     Unpack {

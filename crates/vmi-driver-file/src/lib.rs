@@ -15,6 +15,8 @@
 //! | VMware: `.vmss`, `.vmsn`, `.vmem` | `format/vmware/` | registers |
 //! | Firecracker snapshots | `format/firecracker.rs` | registers |
 //! | Cloud Hypervisor snapshots | `format/cloud_hypervisor/` | registers |
+//! | kdump's compressed format (makedumpfile, QEMU) and diskdump | `format/kdump/` | registers, VMCOREINFO |
+//! | either of the last two flattened (makedumpfile `-F`, QEMU) | `flattened.rs` | |
 //!
 //! Others are recognised and refused with the advice what to do ([`OpenError::NotSupported`]).
 //! [`mod@write`] makes images of any machine.
@@ -40,9 +42,11 @@ mod claims;
 mod directory;
 mod driver;
 mod error;
+mod flattened;
 mod format;
 mod image;
 mod layers;
+mod loaded;
 mod options;
 mod packed_memory;
 mod raw_map;

@@ -5,7 +5,8 @@
 use core::fmt;
 
 use crate::format::{
-    avml, cloud_hypervisor, elf, firecracker, foreign, hiberfil, libvirt_save, lime, qemu, raw, vmware, windows_dump, xen_core,
+    avml, cloud_hypervisor, elf, firecracker, foreign, hiberfil, kdump, libvirt_save, lime, qemu, raw, vmware, windows_dump,
+    xen_core,
 };
 use crate::image::{Input, Parse};
 use crate::source::Source;
@@ -38,15 +39,18 @@ pub enum Format {
     Firecracker,
     /// A snapshot of Cloud Hypervisor: `state.json` and `memory-ranges`.
     CloudHypervisor,
+    /// kdump's compressed format, as makedumpfile and QEMU write it, and diskdump before them.
+    Kdump,
 }
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Lime,
         Self::Avml,
         Self::XenCore,
         Self::Elf,
+        Self::Kdump,
         Self::WindowsDump,
         Self::Hiberfil,
         Self::QemuStream,
@@ -74,6 +78,7 @@ impl Format {
             Self::Vmware => (vmware::matches, vmware::parse),
             Self::Firecracker => (firecracker::matches, firecracker::parse),
             Self::CloudHypervisor => (cloud_hypervisor::matches, cloud_hypervisor::parse),
+            Self::Kdump => (kdump::matches, kdump::parse),
             Self::Raw => (raw::matches, raw::parse),
         }
     }
@@ -125,6 +130,7 @@ impl fmt::Display for Format {
             Self::Vmware => "VMware",
             Self::Firecracker => "Firecracker",
             Self::CloudHypervisor => "Cloud Hypervisor",
+            Self::Kdump => "kdump",
         })
     }
 }

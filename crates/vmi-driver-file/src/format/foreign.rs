@@ -15,7 +15,6 @@ const fn foreign(name: &'static str, offset: usize, magic: &'static [u8], advice
     Foreign { name, advice, offset, magic }
 }
 
-const KDUMP: &str = "write it as ELF: `makedumpfile -E -d 0`, or QEMU's `dump-guest-memory` without a compressed format";
 const QEMU_STREAM: &str = "restore it and write the memory with QEMU's `dump-guest-memory` or `virsh dump --memory-only`";
 const XEN_3: &str = "write the machine's memory with a newer `xl dump-core`";
 const DISK: &str = "this is a disk, not memory: take a memory image of the running machine";
@@ -25,9 +24,7 @@ const TWICE: &str = "unpack it once by hand";
 
 /// Where each kind has its magic number.
 static FOREIGN: &[Foreign] = &[
-    foreign("kdump's compressed format", 0, b"KDUMP   ", KDUMP),
-    foreign("diskdump", 0, b"DISKDUMP", KDUMP),
-    foreign("makedumpfile's flattened format", 0, b"makedumpfile\0", "rearrange it with `makedumpfile -R`, then write it as ELF"),
+    foreign("makedumpfile's flattened format within itself", 0, b"makedumpfile\0", "rearrange it once with `makedumpfile -R`"),
     foreign("AVML of another version than 2", 0, b"AVML", "convert it to LiME with `avml convert`"),
     foreign("LiME of another version than 1", 0, b"EMiL", "write the image with format=lime of LiME 1.x"),
     foreign("a QEMU migration stream of another version than 3", 0, b"QEVM", QEMU_STREAM),

@@ -6,6 +6,7 @@ pub(crate) mod elf;
 pub(crate) mod firecracker;
 pub(crate) mod foreign;
 pub(crate) mod hiberfil;
+pub(crate) mod kdump;
 mod kvm;
 pub(crate) mod libvirt_save;
 pub(crate) mod lime;

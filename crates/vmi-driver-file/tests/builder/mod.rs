@@ -9,6 +9,7 @@
 )]
 
 pub mod hiberfil;
+pub mod kdump;
 pub mod windows_dump;
 
 use std::path::PathBuf;

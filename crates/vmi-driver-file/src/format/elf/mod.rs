@@ -10,17 +10,18 @@
 //!
 //! QEMU also writes the BIOS ROM, at 0xfffc0000 on usual machines, which images of RAM alone lack. It is readable memory here.
 
-mod notes;
+pub(super) mod notes;
 pub(crate) mod prstatus;
 pub(crate) mod qemu;
 mod virtualbox;
 
 use object::LittleEndian;
-use object::elf::{ELFCLASS32, ELFCLASS64, ELFMAG, EM_386, EM_X86_64, ET_CORE, FileHeader32, FileHeader64, PT_LOAD};
+use object::elf::{ELFCLASS32, ELFCLASS64, ELFMAG, EM_386, EM_X86_64, ET_CORE, FileHeader32, FileHeader64, PT_LOAD, PT_NOTE};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::read::{ReadCache, ReadRef};
 use vmi_core::{PhysAddr, Piece, Region};
 
+use self::notes::Notes;
 use crate::FormatError;
 use crate::claims::Claims;
 use crate::image::{Image, Input};
@@ -77,9 +78,16 @@ where
     let segments = segments(header, data, input)?;
     refuse_process(segments)?;
     let mut image = memory(segments, input)?;
-    notes::read(segments, input, &mut image)?;
+    let mut notes = Notes::default();
+    for segment in segments.iter().filter(|segment| segment.p_type(LE) == PT_NOTE) {
+        notes.read(input, segment.p_offset(LE).into(), segment.p_filesz(LE).into())?;
+    }
+    notes.give(&mut image);
     Ok(image)
 }
+
+/// They are read as a whole where the file is not mapped.
+const MAX_SEGMENTS: u32 = 1 << 20;
 
 /// The program headers, all of them in the file.
 fn segments<'a, H: FileHeader<Endian = LittleEndian>, R: ReadRef<'a>>(
@@ -92,6 +100,9 @@ fn segments<'a, H: FileHeader<Endian = LittleEndian>, R: ReadRef<'a>>(
         let end = Into::<u64>::into(header.e_shoff(LE)).saturating_add(size_of::<H::SectionHeader>() as u64);
         cut("the section header that holds the number of segments", end, input)
     })?;
+    if count > MAX_SEGMENTS {
+        return Err(malformed(start, format!("{count} segments, of which no writer has more than {MAX_SEGMENTS}")));
+    }
     let end = u64::from(count).saturating_mul(size_of::<H::ProgramHeader>() as u64).saturating_add(start);
     if end > input.source.len() {
         return Err(cut("the program headers", end, input));

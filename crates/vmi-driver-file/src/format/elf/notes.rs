@@ -1,8 +1,8 @@
 //! The notes of a core: what it tells beside memory.
 
 use object::LittleEndian;
-use object::elf::{FileHeader64, PT_NOTE};
-use object::read::elf::{NoteIterator, ProgramHeader};
+use object::elf::FileHeader64;
+use object::read::elf::NoteIterator;
 use vmi_arch_x86::Registers;
 use vmi_core::Note;
 
@@ -17,17 +17,21 @@ const MAX_NOTES: u64 = 64 << 20;
 /// Linux keeps VMCOREINFO in one page (`VMCOREINFO_BYTES`).
 const MAX_VMCOREINFO: usize = 64 << 10;
 
-/// Adds registers and VMCOREINFO to `image`.
-pub(super) fn read<P: ProgramHeader<Endian = LittleEndian>>(
-    segments: &[P],
-    input: Input<'_>,
-    image: &mut Image,
-) -> Result<(), FormatError> {
-    // One list for each kind of note: QEMU writes two kinds for each vCPU.
-    let (mut virtualbox, mut qemu, mut prstatus) = (Vec::new(), Vec::new(), Vec::new());
-    for segment in segments.iter().filter(|segment| segment.p_type(LE) == PT_NOTE) {
-        let offset: u64 = segment.p_offset(LE).into();
-        let len = input.present(offset, segment.p_filesz(LE).into(), || "the notes".to_owned())?;
+/// What notes say. Cores of ELF have them, and so have kdump's compressed files.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// One list for each kind of note: QEMU writes two kinds for each vCPU.
+    virtualbox: Vec<Registers>,
+    qemu: Vec<Registers>,
+    prstatus: Vec<Registers>,
+    /// The first one holds.
+    vmcoreinfo: Option<Vec<u8>>,
+}
+
+impl Notes {
+    /// Reads the notes in the `len` bytes at `offset`.
+    pub(crate) fn read(&mut self, input: Input<'_>, offset: u64, len: u64) -> Result<(), FormatError> {
+        let len = input.present(offset, len, || "the notes".to_owned())?;
         if len > MAX_NOTES {
             return Err(malformed(offset, format!("{len} bytes of notes, of which no writer has more than {MAX_NOTES}")));
         }
@@ -39,19 +43,30 @@ pub(super) fn read<P: ProgramHeader<Endian = LittleEndian>>(
             match (note.name(), note.n_type(LE).0) {
                 // An empty header ends the notes of a kdump (Linux, kernel/crash_core.c: `final_note`).
                 (b"", 0) => break,
-                (b"VBCPU", virtualbox::TYPE) => virtualbox.extend(virtualbox::registers(note.desc())),
-                (b"QEMU", qemu::TYPE) => qemu.extend(qemu::registers(note.desc())),
-                (b"CORE", prstatus::TYPE) => prstatus.extend(prstatus::registers(note.desc())),
-                (b"VMCOREINFO", _) if image.notes.is_empty() && note.desc().len() <= MAX_VMCOREINFO => {
-                    image.notes.push(Note::VmCoreInfo(note.desc().to_vec()));
-                }
+                (b"VBCPU", virtualbox::TYPE) => self.virtualbox.extend(virtualbox::registers(note.desc())),
+                (b"QEMU", qemu::TYPE) => self.qemu.extend(qemu::registers(note.desc())),
+                (b"CORE", prstatus::TYPE) => self.prstatus.extend(prstatus::registers(note.desc())),
+                (b"VMCOREINFO", _) => self.vmcoreinfo(note.desc()),
                 _ => {}
             }
-            if virtualbox.len().max(qemu.len()).max(prstatus.len()) > MAX_VCPUS {
+            if self.virtualbox.len().max(self.qemu.len()).max(self.prstatus.len()) > MAX_VCPUS {
                 return Err(malformed(offset, format!("registers of more than {MAX_VCPUS} vCPUs")));
             }
         }
+        Ok(())
     }
-    image.registers = [virtualbox, qemu, prstatus].into_iter().find(|list: &Vec<Registers>| !list.is_empty()).unwrap_or_default();
-    Ok(())
+
+    /// Takes `text` for VMCOREINFO if there is none yet.
+    pub(crate) fn vmcoreinfo(&mut self, text: &[u8]) {
+        if self.vmcoreinfo.is_none() && text.len() <= MAX_VMCOREINFO {
+            self.vmcoreinfo = Some(text.to_vec());
+        }
+    }
+
+    /// Adds registers and VMCOREINFO to `image`.
+    pub(crate) fn give(self, image: &mut Image) {
+        let lists = [self.virtualbox, self.qemu, self.prstatus];
+        image.registers = lists.into_iter().find(|list| !list.is_empty()).unwrap_or_default();
+        image.notes.extend(self.vmcoreinfo.map(Note::VmCoreInfo));
+    }
 }
