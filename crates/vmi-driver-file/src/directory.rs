@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::format::{cloud_hypervisor, firecracker, vmware};
 use crate::OpenError;
+use crate::format::{cloud_hypervisor, firecracker, vmware};
 
 /// A directory of more entries is none that a hypervisor writes.
 const MAX_ENTRIES: usize = 4096;
@@ -62,9 +62,11 @@ pub(crate) fn image(directory: &Path) -> Result<PathBuf, OpenError> {
     }
     let why = match found.as_slice() {
         [one] => return Ok(one.clone()),
-        [] => "no snapshot in this directory that is known: a memory image is opened by its own name, a directory if it has Cloud \
+        [] => {
+            "no snapshot in this directory that is known: a memory image is opened by its own name, a directory if it has Cloud \
                Hypervisor's state.json and memory-ranges, a state file of Firecracker, or a .vmss, .vmsn or .vmem of VMware"
-            .to_owned(),
+                .to_owned()
+        }
         many => format!("more than one snapshot in this directory ({}): open one of them", names(many)),
     };
     Err(OpenError::Directory { path: directory.to_owned(), why })

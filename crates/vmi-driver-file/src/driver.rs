@@ -137,7 +137,8 @@ impl Loaded {
         if let Some(format) = input.options.format {
             return Ok(format);
         }
-        let refuse = |foreign: &Foreign| OpenError::NotSupported { path: name.to_owned(), format: foreign.name, advice: foreign.advice };
+        let refuse =
+            |foreign: &Foreign| OpenError::NotSupported { path: name.to_owned(), format: foreign.name, advice: foreign.advice };
         Ok(match Format::of(input.source).map_err(refuse)? {
             Format::Raw if input.options.raw_map.is_none() => Format::of_memory_file(input).unwrap_or(Format::Raw),
             format => format,

@@ -2,9 +2,9 @@
 
 use vmi_core::{PhysAddr, Piece, Region};
 
+use crate::FormatError;
 use crate::claims::Claims;
 use crate::image::{Image, Part};
-use crate::FormatError;
 
 /// Lays `upper` over `lower`. Registers are those of the upper one: those of the lower one are of another time.
 ///
@@ -12,7 +12,9 @@ use crate::FormatError;
 /// [`FormatError::Base`] if the memory of the upper one is packed.
 pub(crate) fn lay(upper: Image, lower: Image) -> Result<Image, FormatError> {
     if upper.packed.is_some() {
-        return Err(FormatError::Base("an image of packed memory cannot lie over another; write it as LiME or raw first".to_owned()));
+        return Err(FormatError::Base(
+            "an image of packed memory cannot lie over another; write it as LiME or raw first".to_owned(),
+        ));
     }
     let mut claims = Claims::default();
     let stored = upper.parts.iter().flat_map(|part| part.pieces.iter().map(|piece| piece.region));

@@ -69,12 +69,12 @@ impl Format {
 impl Format {
     /// The format that the memory file of an image of several files belongs to, told by what is beside it: its own content is raw.
     pub(crate) fn of_memory_file(input: Input<'_>) -> Option<Self> {
-        let owners: [(fn(Input<'_>) -> bool, Self); 3] = [
-            (vmware::owns, Self::Vmware),
-            (cloud_hypervisor::owns, Self::CloudHypervisor),
-            (firecracker::owns, Self::Firecracker),
+        let told = [
+            (vmware::owns(input), Self::Vmware),
+            (cloud_hypervisor::owns(input), Self::CloudHypervisor),
+            (firecracker::owns(input), Self::Firecracker),
         ];
-        owners.into_iter().find(|(owns, _)| owns(input)).map(|(_, format)| format)
+        told.into_iter().find(|(owns, _)| *owns).map(|(_, format)| format)
     }
 }
 

@@ -66,9 +66,8 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
 fn memory_of(input: Input<'_>, state: &State) -> Result<(PathBuf, Source), FormatError> {
     let fits = |file: &PathBuf| file.metadata().is_ok_and(|metadata| metadata.len() == state.file_len);
     let found: Vec<_> = input.neighbours().into_iter().filter(fits).collect();
-    let missing = || {
-        FormatError::Files(format!("the memory file, which has {} bytes, is not beside this state file", state.file_len))
-    };
+    let missing =
+        || FormatError::Files(format!("the memory file, which has {} bytes, is not beside this state file", state.file_len));
     match found.as_slice() {
         [one] => one.file_name().and_then(|name| input.beside(name).transpose()).ok_or_else(missing)?,
         [] => Err(missing()),
@@ -92,7 +91,9 @@ fn state_of(input: Input<'_>) -> Result<Option<State>, FormatError> {
             None => found = Some(state),
             // Whose registers are those of this memory cannot be told.
             Some(other) if other.pieces == state.pieces => other.registers.clear(),
-            Some(_) => return Err(FormatError::Files("the state files beside this memory file contradict each other".to_owned())),
+            Some(_) => {
+                return Err(FormatError::Files("the state files beside this memory file contradict each other".to_owned()));
+            }
         }
     }
     Ok(found)
@@ -120,7 +121,8 @@ impl State {
         let is_version = |text: &[u8]| text.iter().all(|&byte| byte.is_ascii_graphic());
         let front = text.filter(|text| is_version(text)).map_or(10, |text| text.len().saturating_add(16));
         let size = word(bytes, front).and_then(|mib| mib.checked_mul(MIB)).filter(|&size| size > 0);
-        let size = size.ok_or_else(|| FormatError::Malformed { offset: front as u64, what: "no memory size in the state".to_owned() })?;
+        let size =
+            size.ok_or_else(|| FormatError::Malformed { offset: front as u64, what: "no memory size in the state".to_owned() })?;
         let table = (front..bytes.len().min(SEARCHED)).find_map(|at| Table::at(bytes, at, size));
         let Some(Table { pieces, file_len }) = table else {
             let what = format!("no table of memory regions in the state that sums up to {size:#x} bytes; {ADVICE}");
@@ -147,7 +149,8 @@ impl State {
         };
         let version = bytes.get(9).map(|&len| usize::from(len)).filter(|len| (5..=32).contains(len));
         let size = version.and_then(|len| number(len.checked_add(10)?)?.checked_mul(MIB)).filter(|&size| size > 0);
-        let size = size.ok_or_else(|| FormatError::Malformed { offset: 10, what: format!("no memory size in the state; {ADVICE}") })?;
+        let size =
+            size.ok_or_else(|| FormatError::Malformed { offset: 10, what: format!("no memory size in the state; {ADVICE}") })?;
         // The hole below 4 GiB is 1 GiB in all versions that write bitcode (src/vmm/src/arch/x86_64/layout.rs).
         const GAP: u64 = 3 << 30;
         const ABOVE: u64 = 4 << 30;
@@ -256,7 +259,8 @@ fn registers(bytes: &[u8]) -> Vec<Registers> {
         next = apic.saturating_add(6);
         let special = apic.checked_sub(2).and_then(|apic| apic.checked_sub(APIC_BASE));
         let parts = special.and_then(|at| Some((at.checked_sub(size_of::<General>())?, at)));
-        let Some((general, special)) = parts.and_then(|(general, special)| Some((bytes.get(general..)?, bytes.get(special..)?))) else {
+        let Some((general, special)) = parts.and_then(|(general, special)| Some((bytes.get(general..)?, bytes.get(special..)?)))
+        else {
             continue;
         };
         let Ok((special, _)) = Special::read_from_prefix(special) else { break };

@@ -91,22 +91,22 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
     let (state, own_memory) = if matches(&input.source.head(4)?) {
         (input.source.clone(), None)
     } else {
-        let state = state_of(input)?.ok_or_else(|| FormatError::Files("no .vmss or .vmsn of this memory is beside it".to_owned()))?;
+        let state =
+            state_of(input)?.ok_or_else(|| FormatError::Files("no .vmss or .vmsn of this memory is beside it".to_owned()))?;
         (state, Some(input.source.clone()))
     };
     let groups = groups(&state)?;
     let mut table = Table::default();
     let memory = groups.of("memory").ok_or_else(|| malformed(12, "no group `memory`"))?;
-    tags::walk(&state, memory, groups.narrow, |tag| table.add(&tag, &state))?;
-    let registers = match groups.of("cpu") {
-        Some(cpu) => registers::read(&state, cpu, groups.narrow)?,
-        None => Vec::new(),
-    };
+    match tags::walk(&state, memory, groups.narrow, |tag| table.add(&tag, &state)) {
+        // A file that ends within the memory: what is missing is told below.
+        Err(FormatError::Truncated { .. })
+            if table.stored.is_some_and(|(start, len)| start.saturating_add(len) >= state.len()) => {}
+        other => other?,
+    }
 
     let (source, start, len) = match table.stored {
-        Some((start, len)) => {
-            (state, start, len)
-        }
+        Some((start, len)) => (state.clone(), start, len),
         None => {
             let memory = own_memory.map_or_else(|| memory_of(input), Ok)?;
             let len = memory.len();
@@ -114,6 +114,13 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
         }
     };
     let pieces = table.pieces(Input { source: &source, ..input }, start, len)?;
+    let registers = match groups.of("cpu").map(|cpu| registers::read(&state, cpu, groups.narrow)) {
+        Some(Err(FormatError::Truncated { what, missing })) if input.options.allow_truncated => {
+            tracing::warn!(what, missing, "the state is cut short: no registers");
+            Vec::new()
+        }
+        registers => registers.transpose()?.unwrap_or_default(),
+    };
     Ok(Image { parts: vec![Part { source, pieces }], registers, ..Image::default() })
 }
 
@@ -177,7 +184,10 @@ impl Table {
             }
             b"Memory" => match tag.value {
                 Value::Packed { offset, .. } => {
-                    return Err(malformed(offset, "the memory is compressed, in a form that is not supported; take a snapshot without"));
+                    return Err(malformed(
+                        offset,
+                        "the memory is compressed, in a form that is not supported; take a snapshot without",
+                    ));
                 }
                 Value::Bytes { offset, len } => {
                     self.stored = Some((offset, len));
@@ -210,7 +220,10 @@ impl Table {
             return Ok(Region::new(PhysAddr::ZERO, len).map(|region| Piece { region, offset: start }).into_iter().collect());
         }
         if self.count > MAX_REGIONS {
-            return Err(malformed(0, format!("{} regions of memory, of which no machine has more than {MAX_REGIONS}", self.count)));
+            return Err(malformed(
+                0,
+                format!("{} regions of memory, of which no machine has more than {MAX_REGIONS}", self.count),
+            ));
         }
         let mut pieces = Vec::new();
         for index in 0..self.count as usize {
@@ -218,8 +231,9 @@ impl Table {
             let [Some(first), Some(page), Some(pages)] = region.map(|pages| pages?.checked_mul(PAGE)) else {
                 return Err(malformed(0, format!("region {index} of memory has no place or length")));
             };
-            let region = Region::new(PhysAddr::new(first), pages)
-                .ok_or_else(|| malformed(0, format!("region {index} of memory has {pages:#x} bytes at {first:#x}, which cannot be")))?;
+            let region = Region::new(PhysAddr::new(first), pages).ok_or_else(|| {
+                malformed(0, format!("region {index} of memory has {pages:#x} bytes at {first:#x}, which cannot be"))
+            })?;
             let what = || format!("region {index} ({first:#x}-{:#x})", region.end());
             if self.stored.is_some() && page.saturating_add(pages) > len {
                 return Err(malformed(start, format!("{} ends beyond the {len:#x} bytes of memory", what())));

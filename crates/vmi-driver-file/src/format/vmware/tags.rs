@@ -26,9 +26,15 @@ pub(super) struct Tag {
 /// Where the value of a tag is.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value {
-    Bytes { offset: u64, len: u64 },
+    Bytes {
+        offset: u64,
+        len: u64,
+    },
     /// Compressed.
-    Packed { offset: u64, len: u64 },
+    Packed {
+        offset: u64,
+        len: u64,
+    },
 }
 
 impl Tag {
@@ -92,7 +98,8 @@ pub(super) fn walk(
         let value = match len {
             62 | 63 => {
                 let step = if narrow { 4 } else { 8 };
-                let len = if narrow { source.read::<U32>(at, LENGTH)?.get().into() } else { source.read::<U64>(at, LENGTH)?.get() };
+                let len =
+                    if narrow { source.read::<U32>(at, LENGTH)?.get().into() } else { source.read::<U64>(at, LENGTH)?.get() };
                 at = at.saturating_add(step).saturating_add(step);
                 let padding: U16 = source.read(at, LENGTH)?;
                 let offset = at.saturating_add(2).saturating_add(padding.get().into());

@@ -119,7 +119,9 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
         (None, None) => return Err(missing(".xen_pfn or .xen_p2m")),
     };
     let content = sections.of(".xen_pages").ok_or_else(|| missing(".xen_pages"))?;
-    if pages.checked_mul(entry).is_none_or(|len| len > table.len) || pages.checked_mul(page_size).is_none_or(|len| len > content.len) {
+    if pages.checked_mul(entry).is_none_or(|len| len > table.len)
+        || pages.checked_mul(page_size).is_none_or(|len| len > content.len)
+    {
         return Err(malformed(notes.offset, format!("{pages} pages, which are more than the sections have")));
     }
     let present = input.present(table.offset, pages.saturating_mul(entry), || "the table of page numbers".to_owned())?;

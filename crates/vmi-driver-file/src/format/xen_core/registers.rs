@@ -87,8 +87,7 @@ fn registers(context: &Context, paravirtual: bool) -> Registers {
     (registers.r12, registers.r13, registers.r14, registers.r15) = (r12, r13, r14, r15);
     (registers.rip, registers.rflags) = (context.rip.get(), context.rflags.get());
 
-    let in_kernel =
-        if paravirtual { context.flags.get() & IN_KERNEL != 0 } else { context.cs.value.get() & 3 == 0 };
+    let in_kernel = if paravirtual { context.flags.get() & IN_KERNEL != 0 } else { context.cs.value.get() & 3 == 0 };
     let (kernel, user) = (context.gs_base_kernel.get(), context.gs_base_user.get());
     let (gs_base, other_gs_base) = if in_kernel { (kernel, user) } else { (user, kernel) };
     // Limits and attributes are not in the structure, nor are bases of other segments, which 64-bit code does not have.
