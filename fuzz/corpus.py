@@ -156,6 +156,95 @@ def images():
     put("packed", "zstd-zeros", zstd(tail, "-3"))
 
 
+# Snapshots of hypervisors.
+
+
+def vmware():
+    def tag(name, indices, value, size=None):
+        return bytes([len(indices) << 6 | (len(value) if size is None else size), len(name)]) + name + u32(*indices) + value
+
+    def block(name, indices, data, wide=True, size=63):
+        return tag(name, indices, (u64 if wide else u32)(len(data), len(data)) + u16(2) + b".." + data, size)
+
+    def state(magic, groups):
+        at, head = 12 + 80 * len(groups), u32(magic, 8, len(groups))
+        for name, tags in groups:
+            head += name.ljust(64, b"\0") + u64(at, len(tags) + 2)
+            at += len(tags) + 2
+        return head + b"".join(tags + b"\0\0" for _, tags in groups)
+
+    regions = tag(b"regionsCount", [], u32(2))
+    for index, (first, page, pages) in enumerate([(0, 0, 2), (0x100000, 2, 2)]):
+        regions += tag(b"regionPPN", [index], u32(first)) + tag(b"regionPageNum", [index], u32(page)) + tag(b"regionSize", [index], u32(pages))
+    one = tag(b"regionsCount", [], u32(0))
+    cpu = tag(b"rip", [0], u64(1)) + block(b"gpregs", [0], u64(*range(16))) + block(b"CR64", [0], u64(*range(9)))
+    cpu += block(b"IDTR", [0], bytes(10)) + tag(b"eflags", [0], u32(2)) + tag(b"S.base64", [0, 5], u64(7)) + tag(b"CR64", [0, 3], u64(9))
+    memory = bytes(range(256)) * 4
+    put("vmware", "beside", state(0xBED2BED2, [(b"memory", regions), (b"cpu", cpu)]))
+    put("vmware", "inside", state(0xBED3BED3, [(b"cpu", cpu), (b"memory", one + block(b"Memory", [], memory))]))
+    put("vmware", "narrow", state(0xBED2BED0, [(b"memory", one + block(b"Memory", [], memory, wide=False))]))
+    put("vmware", "bad-compressed", state(0xBED2BED2, [(b"memory", one + block(b"Memory", [], memory, size=62))]))
+
+
+def xen_core():
+    def core(numbers, paravirtual):
+        def xen(kind, desc):
+            return note(b"Xen", kind, desc)
+
+        notes = xen(0x2000000, b"") + xen(0x2000001, u64(0xF00FEBED + (not paravirtual), 1, len(numbers), 4096))
+        table = b"".join(u64(number, number + 9) if paravirtual else u64(number) for number in numbers)
+        pages = b"".join(bytes([index + 1]) * 4096 for index in range(len(numbers)))
+        sections = [("", b""), (".shstrtab", None), (".note.Xen", notes), (".xen_prstatus", bytes(5168)), (".xen_pages", pages)]
+        sections.append((".xen_p2m" if paravirtual else ".xen_pfn", table))
+        names = b"\0".join(name.encode() for name, _ in sections) + b"\0"
+        at, headers = 64 + 64 * len(sections), b""
+        for index, (name, data) in enumerate(sections):
+            data = names if data is None else data
+            sections[index] = (name, data)
+            headers += u32(names.index(name.encode() + b"\0"), 1) + u64(0, 0, at, len(data), 0, 8, 0)
+            at += len(data)
+        head = b"\x7fELF\2\1\1".ljust(16, b"\0") + u16(4, 62) + u32(1) + u64(0, 0, 64) + u32(0) + u16(64, 0, 0, 64, len(sections), 1)
+        return head + headers + b"".join(data for _, data in sections)
+
+    put("xen_core", "hvm", core([0, 1, 5, 2**64 - 1, 0x100000], False))
+    put("xen_core", "pv", core([3, 2, 1], True))
+    put("xen_core", "bad-number", core([2**50], False))
+
+
+def firecracker():
+    text = lambda data: u64(len(data)) + data
+    magic, regions = 0x710198486640000, [(0, 1 << 20, 0), (1 << 32, 1 << 20, 1 << 20)]
+    segment = u64(5) + u32(0xFFFFF) + u16(8) + bytes([11, 1, 0, 0, 1, 1, 1, 0, 0, 0])
+    vcpu = u64(*range(18)) + segment * 8 + u64(1, 127) * 2 + u64(1, 2, 3, 4, 5, 0xD01, 0xFEE00900, 0, 0, 0, 0)
+    info = u64(2) + bytes(5) + text(b"/vmlinux") + b"\0\1" + text(b"console=ttyS0") + u32(0) + u64(0, len(regions))
+    offsets = b"".join(u64(*region) for region in regions)
+    slots = b"".join(u64(*region[:2]) + u32(0) + u64(1) + b"\1" for region in regions)
+    put("firecracker", "versionize", u64(magic | 1) + u16(5) + info + offsets + bytes(99) + vcpu + bytes(8))
+    put("firecracker", "bincode", u64(magic) + text(b"1.0.0") + info + b"".join(u64(*region[:2]) for region in regions) + vcpu * 2)
+    put("firecracker", "slots", u64(magic) + text(b"7.0.0") + info + slots + vcpu)
+    put("firecracker", "bitcode", b"\0" + u64(magic) + b"\x059.0.0" + b"\6\2" + bytes(99))
+
+
+def cloud_hypervisor():
+    segment = {name: 1 for name in "base limit selector type_ present dpl db s l g avl unusable".split()}
+    special = {name: segment for name in "cs ds es fs gs ss tr ldt".split()} | {name: {"base": 1, "limit": 2} for name in ("gdt", "idt")}
+    special |= {name: 3 for name in "cr0 cr2 cr3 cr4 cr8 efer".split()} | {"apic_base": 0xFEE00900}
+    names = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()
+    ranges = [{"gpa": 0, "length": 0x3000}, {"gpa": 1 << 32, "length": 0x3000}]
+    manager = json.dumps({"memory_ranges": {"data": ranges}, "boot_ram": 1})
+
+    def state(general, memory):
+        vcpu = {"snapshot_data": {"state": json.dumps({"Kvm": {"regs": general, "sregs": special}})}, "snapshots": {}}
+        nodes = {"cpu-manager": {"snapshots": {"0": vcpu}}, "memory-manager": {"snapshots": {}, "snapshot_data": memory}}
+        return json.dumps({"snapshots": nodes, "snapshot_data": None}).encode()
+
+    section = lambda data: {"memory-manager-section": {"id": "memory-manager-section", "snapshot": list(data)}}
+    put("cloud_hypervisor", "text", state({name: 1 for name in names}, {"state": manager}))
+    put("cloud_hypervisor", "bytes", state({"Kvm": list(range(144))}, section(manager.encode())))
+    put("cloud_hypervisor", "binary", state({}, section(u64(2, 0, 0x3000, 1 << 32, 0x3000))))
+    put("cloud_hypervisor", "bad-length", state({}, {"state": manager.replace("12288", "99999999999")}))
+
+
 # kallsyms, as scripts/kallsyms.c of the kernel writes it.
 
 LAYOUTS = {  # order, addresses, pointer, marker, alignment, two-byte lengths
@@ -451,5 +540,5 @@ def monitor():
     put("human_registers", "bad-numbering", registers + registers)
 
 
-for make in (paging, descriptors, images, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb, monitor):
+for make in (paging, descriptors, images, vmware, xen_core, firecracker, cloud_hypervisor, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb, monitor):
     make()

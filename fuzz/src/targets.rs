@@ -7,6 +7,7 @@ mod linux;
 mod monitor;
 mod paging;
 mod pmemaccess;
+mod snapshots;
 mod symbols;
 
 use crate::Target;
@@ -20,6 +21,14 @@ pub const TARGETS: &[Target] = &[
     Target { name: "elf", about: "ELF core images", run: images::open },
     Target { name: "lime", about: "LiME images", run: images::open },
     Target { name: "packed", about: "zstd and gzip around images", run: images::open },
+    Target { name: "vmware", about: "VMware's saved states, with the memory in them or beside them", run: snapshots::vmware },
+    Target { name: "xen_core", about: "cores of Xen", run: images::open },
+    Target { name: "firecracker", about: "state files of Firecracker beside a memory file", run: snapshots::firecracker },
+    Target {
+        name: "cloud_hypervisor",
+        about: "state.json of Cloud Hypervisor beside its memory",
+        run: snapshots::cloud_hypervisor,
+    },
     Target { name: "kallsyms", about: "the kernel's symbol table in its own memory", run: symbols::kallsyms },
     Target { name: "btf", about: "BTF type information", run: symbols::btf },
     Target { name: "isf", about: "Volatility symbol files", run: symbols::isf },

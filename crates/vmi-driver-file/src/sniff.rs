@@ -103,17 +103,14 @@ impl Format {
 impl Format {
     /// The format that the memory file of an image of several files belongs to, told by what is beside it: its own content is raw.
     pub(crate) fn of_memory_file(input: Input<'_>) -> Option<Self> {
-        let owners: [(Owns, Self); 3] = [
-            (vmware::owns, Self::Vmware),
-            (cloud_hypervisor::owns, Self::CloudHypervisor),
-            (firecracker::owns, Self::Firecracker),
+        let told = [
+            (vmware::owns(input), Self::Vmware),
+            (cloud_hypervisor::owns(input), Self::CloudHypervisor),
+            (firecracker::owns(input), Self::Firecracker),
         ];
-        owners.into_iter().find(|(owns, _)| owns(input)).map(|(_, format)| format)
+        told.into_iter().find(|(owns, _)| *owns).map(|(_, format)| format)
     }
 }
-
-/// Whether the file beside which a format's other files are is that format's memory file.
-type Owns = fn(Input<'_>) -> bool;
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

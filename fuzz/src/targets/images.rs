@@ -29,7 +29,7 @@ pub fn raw(data: &[u8]) -> bool {
 }
 
 /// All that the memory map promises can be asked for.
-fn read(driver: ImageDriver) {
+pub(super) fn read(driver: ImageDriver) {
     let vmi = Vmi::new(driver);
     if let Some(vcpus) = vmi.driver().vcpus() {
         for vcpu in 0..vcpus.vcpu_count() {

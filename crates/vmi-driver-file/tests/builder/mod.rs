@@ -8,15 +8,19 @@
     clippy::panic
 )]
 
+pub mod cloud_hypervisor;
+pub mod firecracker;
 pub mod hiberfil;
 pub mod kdump;
+pub mod vmware;
 pub mod windows_dump;
+pub mod xen_core;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use vmi_core::{Driver, ErrorKind, Memory, VcpuId, Vmi};
-use vmi_driver_file::{Format, ImageDriver, OpenError, OpenOptions};
+use vmi_core::{Driver, ErrorKind, Memory, PhysAddr, VcpuId, Vmi};
+use vmi_driver_file::{Format, FormatError, ImageDriver, OpenError, OpenOptions};
 
 /// A directory with one file in it.
 pub struct TestFile {
@@ -50,7 +54,16 @@ pub fn exercise(bytes: &[u8], format: Option<Format>, allow_truncated: bool) -> 
         Some(format) => options.format(format),
         None => options,
     };
-    let Ok(vmi) = open_with(bytes, options) else { return false };
+    open_with(bytes, options).map(|vmi| touch(&vmi)).is_ok()
+}
+
+/// Opens what is at `path` and touches what can be touched. Whether it opened.
+pub fn exercise_path(path: &Path, allow_truncated: bool) -> bool {
+    OpenOptions::new().allow_truncated(allow_truncated).open(path).map(|image| touch(&Vmi::new(image))).is_ok()
+}
+
+/// Touches what can be touched.
+pub fn touch(vmi: &Vmi<ImageDriver>) {
     // Packed memory may turn out to be damaged when it is read; what is there in plain may not.
     let read = |at, buf: &mut [u8]| match vmi.read_into(at, buf) {
         Err(error) if vmi.driver().mapping().is_none() && matches!(error.kind(), ErrorKind::Driver { .. }) => None,
@@ -67,7 +80,33 @@ pub fn exercise(bytes: &[u8], format: Option<Format>, allow_truncated: bool) -> 
     if let Some(vcpus) = vmi.driver().vcpus() {
         vcpus.registers(VcpuId(vcpus.vcpu_count() - 1)).unwrap();
     }
-    true
+}
+
+/// A directory with these files.
+pub fn directory(files: &[(&str, &[u8])]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        std::fs::write(directory.path().join(name), bytes).unwrap();
+    }
+    directory
+}
+
+/// First and last address, one more, of each region.
+pub fn regions(vmi: &Vmi<ImageDriver>) -> Vec<(u64, u64)> {
+    vmi.machine().memory.regions().iter().map(|region| (region.start().get(), region.end().get())).collect()
+}
+
+/// The memory at `at`.
+pub fn read(vmi: &Vmi<ImageDriver>, at: u64, len: usize) -> Vec<u8> {
+    vmi.read_vec(PhysAddr::new(at), len).unwrap()
+}
+
+/// What is wrong inside the file.
+pub fn format_error<T: std::fmt::Debug>(result: Result<T, OpenError>) -> FormatError {
+    match result.unwrap_err() {
+        OpenError::Image { source, .. } => source,
+        other => panic!("{other}"),
+    }
 }
 
 /// Bytes that tell where they are.

@@ -29,7 +29,7 @@ const FIRST_MEMORY: &str = "memory-region-0";
 const CONFIG: &str = "config.json";
 
 /// About 50 KiB for each vCPU and some for each device, in JSON.
-const MAX_STATE: u64 = 64 << 20;
+const MAX_STATE: u64 = 32 << 20;
 
 /// JSON that names what only a state has, or only a configuration. [`directory`](crate::directory) looks no further than at names.
 pub(crate) fn matches(bytes: &[u8]) -> bool {

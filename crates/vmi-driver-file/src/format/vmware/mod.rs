@@ -98,14 +98,15 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
     let groups = groups(&state)?;
     let mut table = Table::default();
     let memory = groups.of("memory").ok_or_else(|| malformed(12, "no group `memory`"))?;
-    tags::walk(&state, memory, groups.narrow, |tag| table.add(&tag, &state))?;
-    let registers = match groups.of("cpu") {
-        Some(cpu) => registers::read(&state, cpu, groups.narrow)?,
-        None => Vec::new(),
-    };
+    match tags::walk(&state, memory, groups.narrow, |tag| table.add(&tag, &state)) {
+        // A file that ends within the memory: what is missing is told below.
+        Err(FormatError::Truncated { .. })
+            if table.stored.is_some_and(|(start, len)| start.saturating_add(len) >= state.len()) => {}
+        other => other?,
+    }
 
     let (source, start, len) = match table.stored {
-        Some((start, len)) => (state, start, len),
+        Some((start, len)) => (state.clone(), start, len),
         None => {
             let memory = own_memory.map_or_else(|| memory_of(input), Ok)?;
             let len = memory.len();
@@ -113,6 +114,13 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
         }
     };
     let pieces = table.pieces(Input { source: &source, ..input }, start, len)?;
+    let registers = match groups.of("cpu").map(|cpu| registers::read(&state, cpu, groups.narrow)) {
+        Some(Err(FormatError::Truncated { what, missing })) if input.options.allow_truncated => {
+            tracing::warn!(what, missing, "the state is cut short: no registers");
+            Vec::new()
+        }
+        registers => registers.transpose()?.unwrap_or_default(),
+    };
     Ok(Image { parts: vec![Part { source, pieces }], registers, ..Image::default() })
 }
 
