@@ -14,7 +14,7 @@ pub mod windows_dump;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use vmi_core::{Driver, ErrorKind, Memory, VcpuId, Vcpus, Vmi};
+use vmi_core::{Driver, ErrorKind, Memory, VcpuId, Vmi};
 use vmi_driver_file::{Format, ImageDriver, OpenError, OpenOptions};
 
 /// A directory with one file in it.
