@@ -245,6 +245,78 @@ def cloud_hypervisor():
     put("cloud_hypervisor", "bad-length", state({}, {"state": manager.replace("12288", "99999999999")}))
 
 
+# Images of Windows.
+
+
+def windows_header(wide, kind):
+    out = bytearray((b"PAGEDU64" if wide else b"PAGEDUMP") + b"PAGE" * (0x7FE if wide else 0x3FE))
+
+    def set(at, data):
+        out[at : at + len(data)] = data
+
+    pointers = [0x1AD000] + [0xFFFFF80412340000 + 0x1000 * at for at in range(3)]
+    set(8, u32(15, 19041) + (u64 if wide else u32)(*pointers) + u32(0x8664 if wide else 0x14C, 2, 0x7E))
+    set(0xF98 if wide else 0xF88, u32(kind))
+    if wide:
+        set(0x80, u64(0xFFFFF80412345000))
+        set(0x348, bytes(0x30) + u32(0x10001F, 0) + u16(16, 43, 43, 83, 43, 24) + u32(0x246) + u64(*range(23)))
+    else:
+        out[0x5C] = 1
+        set(0x60, u32(0x80123000))
+        set(0x320, u32(0x10017) + bytes(0x88) + u32(*range(1, 17)))
+    return out
+
+
+def windows_dumps():
+    page = bytes(range(1, 65)) * 64
+    for name, wide in (("64", True), ("32", False)):
+        full, word = windows_header(wide, 1), u64 if wide else u32
+        runs = (u32(2, 0) if wide else u32(2)) + word(3, 1, 1, 0x100000, 2)
+        at = 0x88 if wide else 0x64
+        full[at : at + len(runs)] = runs
+        put("windows_dump", "full-" + name, bytes(full) + page + page * 2)
+        start = 0x2000 if wide else 0x1000
+        bitmap = b"FDMPDUMP" + bytes(24) + u64(start + 0x40, 3, 60) + b"\x21\0\0\0\0\0\0\x04"
+        put("windows_dump", "bitmap-" + name, bytes(windows_header(wide, 5)) + bitmap + page * 3)
+    table = u32(0x40) + b"RDMPDUMP" + u32(0) + u64(0x40, 0x2060, 2, 2) + u64(1, 1, 0x100000, 1, 0, 0)
+    put("windows_dump", "live", bytes(windows_header(True, 8)) + table + page * 2)
+    blocks = [(0xFFFFF8047BA00000, page[:300]), (0xFFFFF8047BA00F00, page[:600]), (0x7FF600000FF0, page[:32])]
+    at, parts = 0x2080 + 16 * len(blocks), (b"", b"")
+    for address, data in blocks:
+        parts = parts[0] + u64(address) + u32(at, len(data)), parts[1] + data
+        at += len(data)
+    head = u32(0, at, at - 4, 0x348, 0xF00, 0, 0, 0x2080, 0x2090, 0x20A0, 0x20B0, 64, 0x20C0, 1, 0, 0, 0, 0)
+    head += u64(0xFFFF850429890EE8, 0, 0, 0) + u32(0, 0, 0x20D0, 64, 0x2080, len(blocks))
+    put("windows_dump", "triage", bytes(windows_header(True, 4)) + head + parts[0] + parts[1])
+    put("windows_dump", "bad-type", bytes(windows_header(True, 3)))
+
+
+def hibernation():
+    page = bytes(range(1, 65)) * 64
+    # Xpress: literals, then a match over the rest: a page and three pages.
+    one = u32(0x0FFFFFFF) + b"abcd" + u16(3 << 3 | 7) + b"\x0f\xff" + u16(4096 - 4 - 3)
+    three = u32(0x3FFFFFFF) + b"ab" + u16(1 << 3 | 7) + b"\x0f\xff" + u16(3 * 4096 - 2 - 3)
+    # Huffman codes: one bit for a zero, nine for 1, ten for all others; a zero, and a match of distance 1 over the rest.
+    table = bytes([9 << 4 | 1] + [0xAA] * 255)
+    order = [0, 1] + [symbol for symbol in range(512) if symbol > 1]
+    code = {symbol: (1 << 9) + at for at, symbol in enumerate(order[2:], 2)}
+    word = code[256 + 15] << 5
+    huffman = table + u16(word & 0xFFFF, 0) + b"\xff" + u16(4096 - 1 - 3) + bytes(8)
+    for name, length, wide in (("64", 0x3E0, True), ("8", 0x360, True), ("32", 0x340, False)):
+        run, head = u64 if wide else u32, bytearray(0x1000)
+        head[0:16] = b"HIBR" + u32(0, 0, length)
+        fields = {0x3E0: (0x18, 0x58, 0x68, 0x230), 0x360: (0x18, 0x58, 0x60, 0x1C8), 0x340: (0x14, 0x48, 0x50, 0x210)}[length]
+        for at, data in zip(fields, (u32(4096), u64(1), run(1, 2), u64(6))):
+            head[at : at + len(data)] = data
+        boot = u32(1 | len(one) << 8) + run(5 << 4) + one
+        kernel = u32(2 | len(three) << 8) + run(0x100000 << 4 | 1, 5 << 4) + three
+        kernel += u32(1 | 4096 << 8) + run(7 << 4) + page
+        kernel += u32(1 | len(huffman) << 8 | 1 << 30) + run(9 << 4) + huffman
+        kernel += u32(1 | len(one) << 8) + run(0x20 << 4) + one
+        put("hiberfil", name, bytes(head) + pad(boot, 4096) + kernel)
+    put("hiberfil", "bad-wiped", b"WAKE" + bytes(0x1000))
+
+
 # kallsyms, as scripts/kallsyms.c of the kernel writes it.
 
 LAYOUTS = {  # order, addresses, pointer, marker, alignment, two-byte lengths
@@ -541,4 +613,7 @@ def monitor():
 
 
 for make in (paging, descriptors, images, vmware, xen_core, firecracker, cloud_hypervisor, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb, monitor):
+
+
+for make in (paging, descriptors, images, windows_dumps, hibernation, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb, monitor):
     make()

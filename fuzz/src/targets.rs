@@ -20,6 +20,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "raw", about: "raw images with a map", run: images::raw },
     Target { name: "elf", about: "ELF core images", run: images::open },
     Target { name: "lime", about: "LiME images", run: images::open },
+    Target { name: "windows_dump", about: "Windows crash dumps", run: images::open },
+    Target { name: "hiberfil", about: "Windows hibernation files", run: images::open },
     Target { name: "packed", about: "zstd and gzip around images", run: images::open },
     Target { name: "vmware", about: "VMware's saved states, with the memory in them or beside them", run: snapshots::vmware },
     Target { name: "xen_core", about: "cores of Xen", run: images::open },

@@ -7,7 +7,7 @@ use builder::hiberfil::{PACKINGS, Packing, Page, file, huffman, lz77, set};
 use builder::windows_dump::{put32, put64};
 use builder::{exercise, open, open_with, pattern};
 use proptest::prelude::*;
-use vmi_core::{Driver, ErrorKind, Memory, PhysAddr, Vmi};
+use vmi_core::{ErrorKind, Memory, PhysAddr, Vmi};
 use vmi_driver_file::{Format, FormatError, ImageDriver, OpenError, OpenOptions};
 
 fn format_error(result: Result<Vmi<ImageDriver>, OpenError>) -> FormatError {
@@ -37,8 +37,8 @@ fn pages(numbers: impl IntoIterator<Item = u64>) -> Vec<Page> {
     numbers.into_iter().map(page).collect()
 }
 
-/// Sets of the boot loader and the kernel: runs, single pages, memory above 4 GiB, and the shortest set.
-fn sets(wide: bool, packing: Packing) -> (Vec<Vec<Page>>, Vec<Vec<Page>>, Vec<u8>, u32) {
+/// All pages, and the file: runs, single pages, memory above 4 GiB, and the shortest set.
+fn sleeping(wide: bool, packing: Packing) -> (Vec<Page>, Vec<u8>) {
     let boot = vec![pages(1..10), pages([0x20, 0x21, 0x30])];
     let kernel = vec![
         pages(0x100..0x110),
@@ -51,7 +51,7 @@ fn sets(wide: bool, packing: Packing) -> (Vec<Vec<Page>>, Vec<Vec<Page>>, Vec<u8
     let pack = |sets: &[Vec<Page>]| sets.iter().map(|pages| set(wide, packing, pages)).collect::<Vec<_>>();
     let count = |sets: &[Vec<Page>]| sets.iter().map(|pages| pages.len() as u64).sum();
     let bytes = file(len, &pack(&boot), count(&boot), &pack(&kernel), count(&kernel));
-    (boot, kernel, bytes, len)
+    ([boot, kernel].concat().concat(), bytes)
 }
 
 fn check(vmi: &Vmi<ImageDriver>, pages: &[Page]) {
@@ -64,10 +64,9 @@ fn check(vmi: &Vmi<ImageDriver>, pages: &[Page]) {
 fn every_packing() {
     for packing in PACKINGS {
         for wide in [true, false] {
-            let (boot, kernel, bytes, _) = sets(wide, packing);
+            let (all, bytes) = sleeping(wide, packing);
             let vmi = open(&bytes).unwrap();
             assert_eq!(vmi.driver().format(), Format::Hiberfil);
-            let all: Vec<Page> = [boot, kernel].concat().concat();
             assert_eq!(vmi.machine().memory.total(), all.len() as u64 * 4096);
             check(&vmi, &all);
             // A part of a page, and a read over several sets.
@@ -110,7 +109,7 @@ fn the_set_that_is_restored_last_holds_a_page() {
 
 #[test]
 fn other_versions_and_wiped_files_are_named() {
-    let bytes = sets(true, Packing::Lz77).2;
+    let bytes = sleeping(true, Packing::Lz77).1;
     for magic in [b"hibr", b"wake", b"HIBR"] {
         let mut old = bytes.clone();
         old[..4].copy_from_slice(magic);
@@ -130,8 +129,7 @@ fn other_versions_and_wiped_files_are_named() {
 
 #[test]
 fn cut_anywhere() {
-    let (boot, kernel, bytes, _) = sets(true, Packing::Lz77);
-    let all: Vec<Page> = [boot, kernel].concat().concat();
+    let (all, bytes) = sleeping(true, Packing::Lz77);
     let mut seen = 0;
     for len in (0..bytes.len()).rev().step_by(97) {
         let error = match open(&bytes[..len]) {
@@ -168,7 +166,7 @@ fn cut_anywhere() {
 
 #[test]
 fn lying_files() {
-    let good = sets(true, Packing::Lz77).2;
+    let good = sleeping(true, Packing::Lz77).1;
     let with = |at: usize, value: u64| {
         let mut bytes = good.clone();
         put64(&mut bytes, at, value);
@@ -293,7 +291,7 @@ proptest! {
         len in any::<prop::sample::Index>(),
         truncated: bool,
     ) {
-        let mut bytes = sets(wide, packing).2;
+        let mut bytes = sleeping(wide, packing).1;
         for (at, value) in changes {
             // The header's fields, the start of either restore set, or anything.
             let near = [0x10, 0x40, 0x200, 0x3000];

@@ -202,12 +202,11 @@ pub fn huffman(data: &[u8], lens: &[u8; 512]) -> Vec<u8> {
                 let (len, log) = (len - 3, distance.ilog2());
                 symbol(&mut bits, 256 + len.min(15) + 16 * log as usize);
                 if len >= 15 {
-                    match u8::try_from(len - 15) {
-                        Ok(rest @ 0..255) => bits.out.push(rest),
-                        _ => {
-                            bits.out.push(255);
-                            bits.out.extend((len as u16).to_le_bytes());
-                        }
+                    if len - 15 < 255 {
+                        bits.out.push((len - 15) as u8);
+                    } else {
+                        bits.out.push(255);
+                        bits.out.extend((len as u16).to_le_bytes());
                     }
                 }
                 bits.write(log, (distance - (1 << log)) as u32);
