@@ -19,7 +19,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "raw", about: "raw images with a map", run: images::raw },
     Target { name: "elf", about: "ELF core images", run: images::open },
     Target { name: "lime", about: "LiME images", run: images::open },
-    Target { name: "packed", about: "zstd and gzip around images", run: images::open },
+    Target { name: "avml", about: "AVML images, version 2, also mixed with LiME", run: images::open },
+    Target {
+        name: "packed",
+        about: "zstd, gzip, xz, lz4 and bzip2 around images, as a whole and block by block",
+        run: images::open,
+    },
     Target { name: "kallsyms", about: "the kernel's symbol table in its own memory", run: symbols::kallsyms },
     Target { name: "btf", about: "BTF type information", run: symbols::btf },
     Target { name: "isf", about: "Volatility symbol files", run: symbols::isf },
