@@ -27,7 +27,7 @@ Examples:
 
 {EXIT_CODES}"))]
 struct Args {
-    /// The file to write, whose name ends with .raw, .lime or .elf
+    /// The file to write, whose name ends with .raw, .lime, .avml or .elf
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace the file if there is one
@@ -46,8 +46,9 @@ fn main() -> ExitCode {
         let format = args.output.as_deref().map(|path| match path.extension().and_then(|extension| extension.to_str()) {
             Some("raw") => Ok(Format::Raw),
             Some("lime") => Ok(Format::Lime),
+            Some("avml") => Ok(Format::Avml),
             Some("elf") => Ok(Format::Elf),
-            _ => Err(anyhow::anyhow!("{}: end the name with .raw, .lime or .elf", path.display())),
+            _ => Err(anyhow::anyhow!("{}: end the name with .raw, .lime, .avml or .elf", path.display())),
         });
         let format = format.transpose()?;
         if let Some(path) = args.output.as_deref().filter(|path| !args.force && path.exists()) {

@@ -6,6 +6,7 @@ begin with `bad-`; a test checks that. Inputs that once made a target fail are k
 own; this script leaves them alone. It needs gcc and objcopy for the ELF files with DWARF, and zstd.
 """
 
+import bz2
 import gzip
 import json
 import lzma
@@ -13,6 +14,7 @@ import pathlib
 import struct
 import subprocess
 import tempfile
+import zlib
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
 
@@ -88,6 +90,36 @@ def lime(start, data):
     return b"EMiL" + u32(1) + u64(start, start + len(data) - 1, 0) + data
 
 
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def avml(start, data):
+    """A range of version 2; its chunks are stored, but for runs of one byte."""
+    stream = b"\xff\x06\0\0sNaPpY"
+    for at in range(0, len(data), 300):
+        chunk = data[at : at + 300]
+        crc = crc32c(chunk)
+        masked = u32(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+        if len(set(chunk)) == 1 and len(chunk) > 66:
+            # The length, one literal byte, copies of up to 64 bytes from one byte before.
+            packed, left = bytes([len(chunk) & 0x7F | 0x80, len(chunk) >> 7, 0, chunk[0]]), len(chunk) - 1
+            while left:
+                count = min(left, 64)
+                packed += bytes([(count - 1) << 2 | 2, 1, 0])
+                left -= count
+            body, kind = masked + packed, 0
+        else:
+            body, kind = masked + chunk, 1
+        stream += bytes([kind]) + len(body).to_bytes(3, "little") + body
+    return u32(0x4C4D5641, 2) + u64(start, start + len(data) - 1, 0) + stream + u64(len(stream))
+
+
 def note(name, kind, data):
     return u32(len(name) + 1, len(data), kind) + pad(name + b"\0", 4) + pad(data, 4)
 
@@ -143,6 +175,10 @@ def images():
     put("lime", "ranges", ranges)
     put("lime", "padded", ranges + bytes(500))
     put("lime", "bad-overlap", lime(0x1000, page) + lime(0x1010, page))
+    packed = avml(0x1000, page * 2 + bytes(300)) + avml(0x100000000, page)
+    put("avml", "ranges", packed)
+    put("avml", "mixed", packed + lime(0, page) + avml(0x2000, page))
+    put("avml", "bad-cut", packed[:-100])
     put("raw", "mapped", b"0x0-0x100,0x2000-0x2100\n" + page * 2)
     put("raw", "one", b"0x100000000-0x100000100\n" + page)
     zstd = lambda data, *options: subprocess.run(["zstd", "-c", *options], input=data, stdout=subprocess.PIPE, check=True).stdout
@@ -154,6 +190,23 @@ def images():
     put("packed", "zstd-frames", u32(0x184D2A51, 4) + b"skip" + zstd(ranges[:50]) + zstd(ranges[50:], "-1", "--no-check"))
     put("packed", "zstd-text", zstd(elf([(1, 0, (CORPUS.parent / "corpus.py").read_bytes()[:6000], 0)]), "-9"))
     put("packed", "zstd-zeros", zstd(tail, "-3"))
+    frames = [zstd(ranges[:300]), zstd(ranges[300:])]
+    table = b"".join(u32(len(frame), len(content)) for frame, content in zip(frames, (ranges[:300], ranges[300:]))) + u32(2) + b"\0" + u32(0x8F92EAB1)
+    put("packed", "zstd-seekable", b"".join(frames) + u32(0x184D2A5E, len(table)) + table)
+    members = b""
+    for content in (ranges[:300], ranges[300:], b""):
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+        body = deflate.compress(content) + deflate.flush()
+        members += b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\0BC\x02\0" + u16(len(body) + 25) + body + u32(zlib.crc32(content), len(content))
+    put("packed", "gzip-blocks", members)
+    xz = lambda data, *options: subprocess.run(["xz", "-c", *options], input=data, stdout=subprocess.PIPE, check=True).stdout
+    put("packed", "xz-elf", xz(cores["qemu"], "-9"))
+    put("packed", "xz-blocks", xz(ranges, "-0", "-T1", "--block-size=200", "--check=crc32"))
+    put("packed", "xz-streams", xz(ranges[:300], "-0") + bytes(8) + xz(ranges[300:], "--block-size=100", "--check=sha256"))
+    lz4 = lambda data, *options: subprocess.run(["lz4", "-c", *options], input=data, stdout=subprocess.PIPE, check=True).stdout
+    put("packed", "lz4-elf", lz4(cores["qemu"], "-9", "-BD", "--content-size"))
+    put("packed", "lz4-frames", lz4(ranges[:300]) + u32(0x184D2A51, 4) + b"skip" + lz4(ranges[300:], "-BX"))
+    put("packed", "bzip2-elf", bz2.compress(cores["qemu"]) + bz2.compress(bytes(5000)))
 
 
 # Snapshots of hypervisors.
@@ -612,8 +665,8 @@ def monitor():
     put("human_registers", "bad-numbering", registers + registers)
 
 
-for make in (paging, descriptors, images, vmware, xen_core, firecracker, cloud_hypervisor, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb, monitor):
-
-
-for make in (paging, descriptors, images, windows_dumps, hibernation, kallsyms, type_files, programs, scripts, vmcoreinfo, pmemaccess, gdb, monitor):
+for make in (
+    paging, descriptors, images, windows_dumps, hibernation, vmware, xen_core, firecracker, cloud_hypervisor, kallsyms, type_files, programs, scripts,
+    vmcoreinfo, pmemaccess, gdb, monitor,
+):
     make()

@@ -170,7 +170,7 @@ fn a_raw_image_cut_short_never_gives_a_wrong_list() {
 
 #[test]
 fn a_dump_of_any_format_answers_the_same() {
-    for format in ["raw", "lime", "elf"] {
+    for format in ["raw", "lime", "avml", "elf"] {
         let output = example("process-list").arg("--json").arg(demo_as(format)).run();
         assert_eq!(output.code, 0, "{format}: {output:?}");
         assert_eq!(processes(&output), expected_processes(), "{format}");
@@ -189,6 +189,28 @@ fn a_dump_overwrites_only_by_force() {
     assert_eq!(output.code, 0, "{output:?}");
     schema::check("dump", &output.rows());
     assert!(std::fs::read(&file).unwrap().starts_with(b"EMiL"));
+}
+
+#[test]
+fn a_dump_to_standard_output_is_the_same_image() {
+    let image = demo_as("raw");
+    let directory = tempfile::tempdir().unwrap();
+    for format in ["raw", "lime", "avml", "elf"] {
+        let (file, piped) = (directory.path().join("file"), directory.path().join("piped"));
+        let dump = || example("dump-memory").args(["--json", "--force", "--format", format]);
+        let output = dump().args(["--verify", "-o"]).arg(&file).arg(&image).run();
+        assert_eq!(output.code, 0, "{output:?}");
+        let stdout = std::fs::File::create(&piped).unwrap();
+        let output = dump().args(["-o", "-"]).arg(&image).stdout(stdout).run();
+        assert_eq!(output.code, 0, "{output:?}");
+        let rows: Vec<Value> = serde_json::from_str(&output.stderr).unwrap();
+        schema::check("dump", &rows);
+        let stored = std::fs::metadata(&piped).unwrap().len();
+        assert_eq!((&rows[0]["file"], &rows[0]["stored"]), (&Value::from("-"), &Value::from(stored)));
+        assert!(std::fs::read(&file).unwrap() == std::fs::read(&piped).unwrap(), "{format}");
+    }
+    let output = example("dump-memory").args(["--format", "raw", "--verify", "-o", "-"]).arg(&image).run();
+    assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{output:?}");
 }
 
 #[test]

@@ -37,6 +37,12 @@ impl Table {
         Self { out: BufWriter::new(out), columns, json, rows: 0, failures: 0 }
     }
 
+    /// Sends the rows to standard error: for tools whose standard output is something else.
+    pub fn on_stderr(self) -> Self {
+        let out: Box<dyn Write> = if self.json { Box::new(io::stderr().lock()) } else { Box::new(anstream::stderr().lock()) };
+        Self { out: BufWriter::new(out), ..self }
+    }
+
     /// Prints a row, or on standard error why it could not be read.
     pub fn row<R: Row>(&mut self, row: vmi::Result<R>) -> anyhow::Result<()> {
         match row {

@@ -44,6 +44,12 @@ impl Run {
         self
     }
 
+    /// Sends standard output to a file.
+    pub(crate) fn stdout(mut self, file: File) -> Self {
+        self.0.stdout(file);
+        self
+    }
+
     pub(crate) fn run(mut self) -> Output {
         let output = self.0.output().unwrap();
         Output {

@@ -36,18 +36,20 @@ pub(super) fn read(driver: ImageDriver) {
             vcpus.registers(VcpuId(vcpu)).expect("every vCPU has registers");
         }
     }
-    // What is packed may turn out to be damaged when it is read.
-    let packed = vmi.driver().mapping().is_none();
-    let whole = |at: PhysAddr, buf: &mut [u8]| match vmi.read_into(at, buf) {
-        Err(error) if packed && matches!(error.kind(), ErrorKind::Driver { .. }) => {}
-        result => result.expect("what the memory map promises"),
-    };
     let mut buf = [0; 4096];
     for region in vmi.machine().memory.regions().iter().take(100) {
         let first = buf.len().min(usize::try_from(region.len()).unwrap_or(usize::MAX));
-        whole(region.start(), &mut buf[..first]);
+        expect(&vmi, region.start(), &mut buf[..first]);
         let last = region.end().wrapping_sub(1);
-        whole(last, &mut buf[..1]);
+        expect(&vmi, last, &mut buf[..1]);
         let _ = vmi.read_lossy(last, &mut buf);
+    }
+}
+
+/// Reads what the memory map promises. Memory that is packed may turn out to be damaged, but is there.
+fn expect(vmi: &Vmi<ImageDriver>, at: PhysAddr, buf: &mut [u8]) {
+    match vmi.read_into(at, buf) {
+        Err(error) if vmi.driver().mapping().is_none() && matches!(error.kind(), ErrorKind::Driver { .. }) => {}
+        other => other.expect("what the memory map promises"),
     }
 }
