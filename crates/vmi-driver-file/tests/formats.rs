@@ -78,8 +78,8 @@ fn what_is_no_image_says_so() {
     assert!(with(&0xbed2_bed2_u32.to_le_bytes(), 0).contains(".vmem"));
     assert!(with(b"PAGEDU64", 0).contains("Windows"));
     assert!(with(b"HIBR", 0).contains("hibernation"));
-    assert!(with(b"QEVM", 0).contains("QEMU"));
-    assert!(with(b"LibvirtQemudSave", 0).contains("libvirt"));
+    assert!(with(b"QEVM\0\0\0\x02", 0).contains("QEMU"));
+    assert!(with(b"LibvirtQemudPart", 0).contains("libvirt"));
     assert!(with(&0x0710_1984_8664_0000_u64.to_le_bytes(), 0).contains("Firecracker"));
     assert!(with(b"QFI\xfb", 0).contains("disk"));
     assert!(with(b"\xfd7zXZ\0", 0).contains("xz"));

@@ -52,7 +52,7 @@ static FOREIGN: &[Foreign] = &[
     foreign("xz", 0, b"\xfd7zXZ\0", UNPACK),
     foreign("lz4", 0, &[0x04, 0x22, 0x4d, 0x18], UNPACK),
     foreign("bzip2", 0, b"BZh", UNPACK),
-    foreign("lzop", 0, b"\x89LZO\0\r\n\x1a\n", UNPACK),
+    foreign("lzop within another packing", 0, b"\x89LZO\0\r\n\x1a\n", TWICE),
     foreign("framed Snappy", 0, b"\xff\x06\0\0sNaPpY", UNPACK),
     foreign("7-Zip", 0, b"7z\xbc\xaf\x27\x1c", CONTAINER),
     foreign("ZIP", 0, b"PK\x03\x04", CONTAINER),

@@ -74,8 +74,11 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
 fn unpacked(input: Input<'_>, offset: u64, len: u64, compression: Compression) -> Result<MappedFile, FormatError> {
     let packed = input.source.get(offset, len, "the stream")?;
     // The progress that the user may have asked for is that of the whole file, and spoken for by whoever unpacks that.
-    let mut options =
-        OpenOptions { temp_dir: input.options.temp_dir.clone(), max_unpacked: input.options.max_unpacked, ..OpenOptions::default() };
+    let mut options = OpenOptions {
+        temp_dir: input.options.temp_dir.clone(),
+        max_unpacked: input.options.max_unpacked,
+        ..OpenOptions::default()
+    };
     unpack::unpack(input.path.unwrap_or_else(|| "the stream".as_ref()), &packed, compression, &mut options).map_err(|error| {
         let why = match error {
             OpenError::Unpack { source, .. } => source.to_string(),

@@ -1,5 +1,6 @@
 //! Packed images: unpacked once, into an unnamed temporary file with holes for pages of zeros.
 
+mod lzop;
 mod sink;
 mod zstd;
 
@@ -23,12 +24,20 @@ pub enum Compression {
     Zstd,
     /// gzip (RFC 1952), one member or many.
     Gzip,
+    /// lzop, one file or many.
+    Lzop,
 }
 
 impl Compression {
     /// How `bytes` are packed, if at all.
     pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
-        if zstd::matches(bytes) { Some(Self::Zstd) } else { bytes.starts_with(&[0x1f, 0x8b, 8]).then_some(Self::Gzip) }
+        if zstd::matches(bytes) {
+            Some(Self::Zstd)
+        } else if lzop::matches(bytes) {
+            Some(Self::Lzop)
+        } else {
+            bytes.starts_with(&[0x1f, 0x8b, 8]).then_some(Self::Gzip)
+        }
     }
 }
 
@@ -37,6 +46,7 @@ impl fmt::Display for Compression {
         f.write_str(match self {
             Self::Zstd => "zstd",
             Self::Gzip => "gzip",
+            Self::Lzop => "lzop",
         })
     }
 }
@@ -62,6 +72,7 @@ pub(crate) fn unpack(
     let mut source = Source { rest: packed, total: packed.len() as u64, told: 0, progress: options.progress.as_mut() };
     let outcome = match compression {
         Compression::Zstd => zstd::decode(&mut source, &mut sink),
+        Compression::Lzop => lzop::decode(&mut source, &mut sink),
         Compression::Gzip => sink.copy_from(&mut MultiGzDecoder::new(&mut source)).map(drop),
     };
     match outcome.and_then(|()| MappedFile::new(sink.finish()?)) {

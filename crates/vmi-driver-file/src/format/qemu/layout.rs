@@ -30,7 +30,7 @@ pub(super) struct Place {
 
 const FOUR_GIB: u64 = 4 << 30;
 const MIB: u64 = 1 << 20;
-/// Where the display adapter's window hides RAM from the processor.
+/// Where the display adapter's window hides RAM from the processor. Without an adapter there is RAM (`info mtree -f` of QEMU 7.2 and 10.0).
 const WINDOW: (u64, u64) = (0xa_0000, 0xc_0000);
 
 /// RAM below 4 GiB and from there on.
@@ -77,16 +77,16 @@ pub(super) fn places(stream: &Stream, devices: &Devices, input: Input<'_>) -> Re
     if split.low.saturating_add(split.high) < total {
         tracing::warn!("memory that was plugged in while the machine ran is left out: the stream does not tell its address");
     }
-    let has_window = !machine.starts_with("microvm");
-    let (window, behind) = if has_window { WINDOW } else { (0, 0) };
+    let has_window = blocks.iter().any(|block| block.name.contains("vga"));
+    let (window, behind) = if has_window { WINDOW } else { (split.low, split.low) };
     let runs = [
         (0, window.min(split.low), 0),
         (behind, split.low.max(behind), behind),
         (FOUR_GIB, FOUR_GIB.saturating_add(split.high), split.low),
     ];
-    let runs = runs.into_iter().filter_map(|(start, end, offset)| {
-        Some((Region::new(PhysAddr::new(start), end.checked_sub(start)?)?, offset))
-    });
+    let runs = runs
+        .into_iter()
+        .filter_map(|(start, end, offset)| Some((Region::new(PhysAddr::new(start), end.checked_sub(start)?)?, offset)));
     Ok(place(blocks, &ram, runs))
 }
 
@@ -112,7 +112,9 @@ fn by_node(ram: &mut Vec<usize>, blocks: &[Block], nodes: &[srat::Node]) {
     let mut rest = ram.clone();
     let mut sorted = Vec::new();
     for node in nodes {
-        let Some(at) = rest.iter().position(|&index| blocks.get(index).is_some_and(|block| block.len == node.len)) else { return };
+        let Some(at) = rest.iter().position(|&index| blocks.get(index).is_some_and(|block| block.len == node.len)) else {
+            return;
+        };
         sorted.push(rest.remove(at));
     }
     sorted.append(&mut rest);

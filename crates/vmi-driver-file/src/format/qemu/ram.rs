@@ -98,7 +98,8 @@ impl Ram {
         if flags & flag::CONTINUE == 0 {
             let name = cursor.name("the name of a page's block")?;
             let found = self.blocks.iter().position(|block| block.name == name);
-            self.current = Some(found.ok_or_else(|| malformed(format!("a page of the block `{name}`, which is not in the list")))?);
+            self.current =
+                Some(found.ok_or_else(|| malformed(format!("a page of the block `{name}`, which is not in the list")))?);
         }
         let current = self.current.and_then(|index| self.blocks.get_mut(index));
         current.ok_or_else(|| malformed("a page without a block".to_owned()))
@@ -130,13 +131,7 @@ impl Ram {
                 let _place_in_its_container = cursor.long(WHAT)?;
             }
             let fixed = if capabilities.mapped_ram { Some(Fixed::read(cursor, &name, len)?) } else { None };
-            self.blocks.push(Block {
-                name,
-                len,
-                pages: PageRuns::default(),
-                fixed,
-                may_be_left_out: capabilities.ignore_shared,
-            });
+            self.blocks.push(Block { name, len, pages: PageRuns::default(), fixed, may_be_left_out: capabilities.ignore_shared });
         }
         if listed != total {
             let what = format!("memory blocks of {listed:#x} bytes, where {total:#x} were told");
@@ -197,5 +192,7 @@ fn is_page_size_next(cursor: &mut Cursor<'_>, capabilities: &Capabilities) -> Re
 }
 
 fn refused(what: &str, capability: &str) -> String {
-    format!("{what} (the capability `{capability}`) cannot be read: switch it off (`migrate_set_capability {capability} off`) and migrate anew")
+    format!(
+        "{what} (the capability `{capability}`) cannot be read: switch it off (`migrate_set_capability {capability} off`) and migrate anew"
+    )
 }

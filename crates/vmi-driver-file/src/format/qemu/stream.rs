@@ -98,7 +98,9 @@ impl Walk<'_> {
                     let version = self.cursor.word("the header of a section")?;
                     if name != "ram" {
                         let advice = "migrate without block migration, dirty bitmaps and passed-through devices";
-                        return Err(malformed(format!("the section `{name}` comes with the memory, and is not read here: {advice}")));
+                        return Err(malformed(format!(
+                            "the section `{name}` comes with the memory, and is not read here: {advice}"
+                        )));
                     }
                     // Version 3 had no list of blocks; QEMU left it behind in 2009.
                     if version != 4 {
