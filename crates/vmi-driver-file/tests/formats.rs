@@ -73,10 +73,10 @@ fn what_is_no_image_says_so() {
     };
     assert!(with(&0x4c4d_5641_u32.to_le_bytes(), 0).contains("AVML"));
     assert!(with(b"EMiL\x02\0\0\0", 0).contains("LiME"));
-    assert!(with(b"QEVM", 0).contains("QEMU"));
+    assert!(with(b"QEVM\0\0\0\x02", 0).contains("QEMU"));
+    assert!(with(b"LibvirtQemudPart", 0).contains("libvirt"));
     assert!(with(&0xf00f_ebed_u32.to_le_bytes(), 0).contains("Xen"));
     assert!(with(b"QFI\xfb", 0).contains("disk"));
-    assert!(with(b"\x89LZO\0\r\n\x1a\n", 0).contains("lzop"));
     assert!(with(b"CD001", 0x8001).contains("ISO"));
     let text = "[package]\nname = \"not an image\"\n".repeat(300);
     assert!(matches!(open(text.as_bytes()), Err(OpenError::NotSupported { format: "a text file", .. })));

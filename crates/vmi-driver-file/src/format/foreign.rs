@@ -37,7 +37,7 @@ static FOREIGN: &[Foreign] = &[
     foreign("a VHDX disk", 0, b"vhdxfile", DISK),
     foreign("an ISO 9660 disk", 0x8001, b"CD001", DISK),
     foreign("lz4 of the legacy kind", 0, &[0x02, 0x21, 0x4c, 0x18], UNPACK),
-    foreign("lzop", 0, b"\x89LZO\0\r\n\x1a\n", UNPACK),
+    foreign("lzop within another packing", 0, b"\x89LZO\0\r\n\x1a\n", TWICE),
     foreign("framed Snappy", 0, b"\xff\x06\0\0sNaPpY", UNPACK),
     foreign("7-Zip", 0, b"7z\xbc\xaf\x27\x1c", CONTAINER),
     foreign("ZIP", 0, b"PK\x03\x04", CONTAINER),

@@ -5,6 +5,7 @@ mod blocks;
 mod bzip2;
 mod gzip;
 mod lz4;
+mod lzop;
 mod sink;
 mod xz;
 mod zstd;
@@ -37,10 +38,12 @@ pub enum Compression {
     Lz4,
     /// bzip2, one stream or many.
     Bzip2,
+    /// lzop, one file or many.
+    Lzop,
 }
 
 impl Compression {
-    const ALL: [Self; 5] = [Self::Zstd, Self::Gzip, Self::Xz, Self::Lz4, Self::Bzip2];
+    const ALL: [Self; 6] = [Self::Zstd, Self::Gzip, Self::Xz, Self::Lz4, Self::Bzip2, Self::Lzop];
 
     /// How `bytes` are packed, if at all.
     pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
@@ -50,6 +53,7 @@ impl Compression {
             Self::Xz => xz::matches(bytes),
             Self::Lz4 => lz4::matches(bytes),
             Self::Bzip2 => bzip2::matches(bytes),
+            Self::Lzop => lzop::matches(bytes),
         })
     }
 
@@ -60,6 +64,7 @@ impl Compression {
             Self::Xz => "xz",
             Self::Lz4 => "lz4",
             Self::Bzip2 => "bzip2",
+            Self::Lzop => "lzop",
         }
     }
 }
@@ -120,6 +125,7 @@ pub(crate) fn unpack(
         Compression::Xz => xz::decode(&mut source, &mut sink),
         Compression::Lz4 => lz4::decode(&mut source, &mut sink),
         Compression::Bzip2 => bzip2::decode(&mut source, &mut sink),
+        Compression::Lzop => lzop::decode(&mut source, &mut sink),
     };
     match outcome.and_then(|()| MappedFile::new(sink.finish()?)) {
         Ok(unpacked) => Ok(unpacked),

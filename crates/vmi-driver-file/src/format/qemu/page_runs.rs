@@ -87,6 +87,7 @@ impl PageRuns {
 
     /// After the last page.
     pub(super) fn finish(&mut self) {
+        self.first_end.get_or_insert(self.next);
         self.end_round();
         while let Some(newer) = self.rounds.pop() {
             match self.rounds.pop() {
@@ -98,7 +99,6 @@ impl PageRuns {
             }
         }
         self.current.shrink_to_fit();
-        self.first_end.get_or_insert(self.next);
     }
 
     fn end_round(&mut self) {

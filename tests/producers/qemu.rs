@@ -1,0 +1,126 @@
+//! What QEMU writes of a guest that stands still: `dump-guest-memory` and `migrate`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{LiveGuest, Machine, Memory, Qemu, Qmp, Shape};
+use crate::truth::{Process, Truth, same_processes, task_name};
+
+/// How an image is written.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// `dump-guest-memory` in this format.
+    Dump(&'static str),
+    /// `migrate` through a pipe.
+    Stream,
+    /// `migrate` to a file.
+    File,
+    /// `migrate` to a file with memory at fixed places.
+    MappedRam,
+}
+
+/// All that is read here. Of a format that this QEMU was built without, that is said.
+const WAYS: &[Way] = &[Way::Dump("elf"), Way::Stream, Way::File, Way::MappedRam];
+
+/// How long QEMU may take for an image.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+macro_rules! rows {
+    ($($test:ident: $qemu:ident $machine:ident $memory:ident;)*) => {$(
+        #[test]
+        fn $test() {
+            images_of(&Shape { qemu: Qemu::$qemu, machine: Machine::$machine, memory: Memory::$memory });
+        }
+    )*};
+}
+
+rows! {
+    own_one: Own One Private;
+    own_high: Own High Private;
+    own_numa: Own Numa Memfd;
+    qemu10_smp: V10 Smp Memfd;
+    qemu10_high: V10 High Private;
+    qemu10_numa: V10 Numa Private;
+}
+
+fn images_of(shape: &Shape) {
+    let guest = match LiveGuest::boot(shape) {
+        Ok(guest) => guest,
+        Err(skip) => return println!("{skip}"),
+    };
+    println!("{shape:?}: {}, booted in {:.1} s", guest.version(), guest.boot_seconds());
+    let told: BTreeSet<Process> =
+        guest.processes().into_iter().map(|process| (process.pid, process.parent, task_name(&process.name))).collect();
+    let mut qmp = guest.qmp2();
+    qmp.execute("stop", json!({})).unwrap();
+    let truth = Truth {
+        memory: qmp.ram().into_iter().map(|range| (range.start, qmp.pmemsave(range.start, range.length))).collect(),
+        registers: qmp.monitor("info registers -a"),
+    };
+    for way in WAYS {
+        let path = guest.directory().join("image");
+        let began = Instant::now();
+        if let Err(why) = write(&mut qmp, *way, &path) {
+            println!("skipped: {} {way:?}: {why}", guest.version());
+            continue;
+        }
+        let (written, bytes) = (began.elapsed(), path.metadata().unwrap().len());
+        let listed = truth.check(&path, &format!("{shape:?} {way:?}"), true);
+        same_processes(&told, &listed);
+        std::fs::remove_file(&path).unwrap();
+        let total = began.elapsed();
+        println!(
+            "  {way:?}: {bytes} bytes in {:.2} s, checked in {:.2} s",
+            written.as_secs_f64(),
+            (total - written).as_secs_f64()
+        );
+    }
+    qmp.execute("cont", json!({})).unwrap();
+    assert!(qmp.is_running());
+}
+
+/// Writes an image, or says why this QEMU cannot.
+fn write(qmp: &mut Qmp, way: Way, path: &Path) -> Result<(), String> {
+    let name = path.to_str().unwrap();
+    match way {
+        Way::Dump(format) => {
+            let can = qmp.execute("query-dump-guest-memory-capability", json!({}))?;
+            if !can["formats"].as_array().unwrap().contains(&json!(format)) {
+                return Err(format!("it was built without {format}, or is too old for it"));
+            }
+            let arguments = json!({ "paging": false, "protocol": format!("file:{name}"), "format": format });
+            qmp.execute("dump-guest-memory", arguments).map(drop)
+        }
+        Way::Stream => migrate(qmp, &format!("exec:cat > {name}")),
+        Way::File => migrate(qmp, &format!("file:{name}")),
+        Way::MappedRam => {
+            capability(qmp, "mapped-ram", true)?;
+            let done = migrate(qmp, &format!("file:{name}"));
+            capability(qmp, "mapped-ram", false)?;
+            done
+        }
+    }
+}
+
+fn capability(qmp: &mut Qmp, name: &str, state: bool) -> Result<(), String> {
+    let capabilities: Value = json!([{ "capability": name, "state": state }]);
+    qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).map(drop)
+}
+
+/// Migrates, and waits for the end. The guest stands still after that.
+pub(crate) fn migrate(qmp: &mut Qmp, uri: &str) -> Result<(), String> {
+    qmp.execute("migrate", json!({ "uri": uri }))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let state = qmp.execute("query-migrate", json!({}))?;
+        match state["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed" | "cancelled") => panic!("{uri}: {state}"),
+            _ => assert!(Instant::now() < deadline, "{uri}: {state}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
