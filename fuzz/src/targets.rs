@@ -19,6 +19,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "raw", about: "raw images with a map", run: images::raw },
     Target { name: "elf", about: "ELF core images", run: images::open },
     Target { name: "lime", about: "LiME images", run: images::open },
+    Target { name: "kdump", about: "kdump's compressed format", run: images::open },
+    Target { name: "flattened", about: "makedumpfile's flattened form", run: images::open },
     Target { name: "packed", about: "zstd and gzip around images", run: images::open },
     Target { name: "kallsyms", about: "the kernel's symbol table in its own memory", run: symbols::kallsyms },
     Target { name: "btf", about: "BTF type information", run: symbols::btf },

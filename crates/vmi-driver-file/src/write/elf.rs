@@ -18,11 +18,7 @@ const VMCOREINFO: &[u8] = b"VMCOREINFO\0";
 
 /// Headers, then the note, then each region from a page boundary; `None` if an offset leaves the 64-bit range.
 pub(super) fn layout(machine: &MachineInfo) -> Option<Layout> {
-    let note = machine.notes.iter().find_map(|note| match note {
-        Note::VmCoreInfo(text) => Some(vmcoreinfo(text)),
-        _ => None,
-    });
-    let note = note.unwrap_or_default();
+    let note = notes(machine);
     let regions = machine.memory.regions();
     let count = regions.len().checked_add(1)?;
     // More segments than the header's field holds: the number goes into section 0 (elf(5), PN_XNUM).
@@ -45,6 +41,15 @@ pub(super) fn layout(machine: &MachineInfo) -> Option<Layout> {
     }
     bytes.extend(note);
     Some(Layout { headers: vec![(0, bytes)], pieces, len: end })
+}
+
+/// The notes of a core of `machine`.
+pub(super) fn notes(machine: &MachineInfo) -> Vec<u8> {
+    let note = machine.notes.iter().find_map(|note| match note {
+        Note::VmCoreInfo(text) => Some(vmcoreinfo(text)),
+        _ => None,
+    });
+    note.unwrap_or_default()
 }
 
 fn header(segments: u32, many: bool, segments_at: u64) -> Header {

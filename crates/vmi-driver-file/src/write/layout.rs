@@ -25,6 +25,7 @@ pub(super) fn of(machine: &MachineInfo, format: Format) -> Option<Layout> {
         Format::Raw => Some(raw(&machine.memory)),
         Format::Lime => lime(&machine.memory),
         Format::Elf => elf::layout(machine),
+        // Its length is not known before it is written.
         Format::Kdump => None,
     }
 }

@@ -20,15 +20,17 @@
 //! ```
 
 mod elf;
+mod kdump;
 mod layout;
 mod pages;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use vmi_core::{Driver, Region, Vmi};
 
+pub use self::kdump::PagePacking;
 use crate::Format;
 
 /// What was written.
@@ -84,12 +86,21 @@ pub enum WriteError {
     },
 }
 
+impl pages::Failure {
+    fn at(self, path: &Path) -> WriteError {
+        match self {
+            Self::Io(source) => WriteError::Io { path: path.to_owned(), action: "write", source },
+            Self::Guest(error) => error.into(),
+        }
+    }
+}
+
 /// Writes all memory of the machine to `path`, over a file that may be there. `progress` is called with the bytes of
 /// memory that are done, and of all.
 ///
 /// Raw images have memory at its physical address; ranges without memory are holes. LiME and ELF images have one range or segment for each
-/// region of the memory map; ELF images have VMCOREINFO in a note if the machine's notes have it, and machine x86-64 whatever the
-/// guest is.
+/// region of the memory map, kdump images one packed page for each page that is not zero. ELF and kdump images have VMCOREINFO in a note if the
+/// machine's notes have it, and machine x86-64 whatever the guest is.
 ///
 /// # Errors
 /// Why the image could not be written: see [`WriteError`]. Memory that is absent is no error: see [`Summary::unreadable`].
@@ -97,9 +108,47 @@ pub fn image<D: Driver>(
     vmi: &Vmi<D>,
     path: impl AsRef<Path>,
     format: Format,
+    progress: impl FnMut(u64, u64),
+) -> Result<Summary, WriteError> {
+    file(vmi, path.as_ref(), format, PagePacking::default(), progress)
+}
+
+/// Writes a kdump file as [`image()`], its pages packed with `packing`.
+///
+/// # Errors
+/// As [`image()`].
+pub fn kdump<D: Driver>(
+    vmi: &Vmi<D>,
+    path: impl AsRef<Path>,
+    packing: PagePacking,
+    progress: impl FnMut(u64, u64),
+) -> Result<Summary, WriteError> {
+    file(vmi, path.as_ref(), Format::Kdump, packing, progress)
+}
+
+/// Writes a kdump file to `stream`, such as a pipe, in makedumpfile's flattened form.
+///
+/// # Errors
+/// As [`image()`]; `stream` may have taken a part of the image then.
+pub fn kdump_stream<D: Driver>(
+    vmi: &Vmi<D>,
+    stream: &mut dyn Write,
+    packing: PagePacking,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Summary, WriteError> {
-    let path = path.as_ref();
+    let written = kdump::Flattened::new(stream)
+        .map_err(pages::Failure::Io)
+        .and_then(|target| kdump::write(vmi, target, packing, &mut progress));
+    written.map_err(|failure| failure.at(Path::new("the stream")))
+}
+
+fn file<D: Driver>(
+    vmi: &Vmi<D>,
+    path: &Path,
+    format: Format,
+    packing: PagePacking,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Summary, WriteError> {
     let io = |action| move |source| WriteError::Io { path: path.to_owned(), action, source };
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(WriteError::NotRegular { path: path.to_owned() });
@@ -108,15 +157,17 @@ pub fn image<D: Driver>(
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::Builder::new().prefix(".image-").tempfile_in(directory).map_err(io("create a file beside it"))?;
-    let layout = layout::of(vmi.machine(), format).ok_or_else(|| WriteError::Format {
-        path: path.to_owned(),
-        format,
-        why: "an address or length does not fit",
-    })?;
-    let summary = pages::write(vmi, file.as_file(), &layout, &mut progress).map_err(|error| match error {
-        pages::Failure::Io(source) => io("write")(source),
-        pages::Failure::Guest(error) => error.into(),
-    })?;
+    let written = if format == Format::Kdump {
+        kdump::write(vmi, file.as_file(), packing, &mut progress)
+    } else {
+        let layout = layout::of(vmi.machine(), format).ok_or_else(|| WriteError::Format {
+            path: path.to_owned(),
+            format,
+            why: "an address or length does not fit",
+        })?;
+        pages::write(vmi, file.as_file(), &layout, &mut progress)
+    };
+    let summary = written.map_err(|failure| failure.at(path))?;
     file.persist(&target).map_err(|error| io("rename it from its temporary name")(error.error))?;
     Ok(summary)
 }
