@@ -144,6 +144,29 @@ def elf(segments, wide=True, machine=62, extended=False):
     return out + b"".join(segment[2] for segment in segments)
 
 
+def kdump(pages, wide=True, notes=b"", max_page=16):
+    """Pages are {number: (flags, packed)}."""
+    word = u64 if wide else u32
+    names = b"".join(name.ljust(65, b"\0") for name in [b"Linux", b"", b"6.1", b"", b"x86_64" if wide else b"i686", b""])
+    head = (b"KDUMP   " + u32(6) + names).ljust(424 if wide else 412, b"\0") + u32(1, 4096, 1, 2, max_page, 0, 0, 0, 0, 1)
+    at = 4096 + 200
+    sub = word(0) + u32(0, 0) + word(0, 0) + u64(0) + word(0) + u64(at) + word(len(notes)) + u64(0) + word(0) + u64(0, 0, max_page)
+    out = pad(head, 4096) + pad(sub.ljust(200, b"\0") + notes, 4096) + pad(b"\xff\xff", 4096)
+    out += pad(sum(1 << page for page in pages).to_bytes(2, "little"), 4096)
+    at = len(out) + 24 * len(pages)
+    table = b""
+    for page in sorted(pages):
+        table += u64(at) + u32(len(pages[page][1]), pages[page][0]) + u64(0)
+        at += len(pages[page][1])
+    return out + table + b"".join(pages[page][1] for page in sorted(pages))
+
+
+def flat(segments):
+    s64 = lambda *values: struct.pack(f">{len(values)}q", *values)
+    out = pad(b"makedumpfile".ljust(16, b"\0") + s64(1, 1), 4096)
+    return out + b"".join(s64(at, len(data)) + data for at, data in segments) + s64(-1, -1)
+
+
 def qemu_cpu():
     segment = u32(0x10, 0xFFFFF, 0xA09B00, 0) + u64(0)
     state = u64(*range(18)) + segment * 8 + (u32(0, 0x7F, 0, 0) + u64(0xFFFFFE0000001000)) * 2
@@ -169,6 +192,23 @@ def images():
         "i386": elf([(4, 0, note(b"CORE", 1, bytes(144)), 0), (1, 0x1000, page, 0x1000)], wide=False, machine=3),
         "i386-wide": elf([(4, 0, note(b"QEMU", 0, qemu_cpu()), 0), (1, 0x1000, page, 0)], machine=3),
     }
+    block = bytes(range(16))
+    lzo = b"\x21" + block + b"\x20" + bytes(15) + b"\xde\x3c\0\x11\0\0"
+    # Snappy: the length, 16 literals, copies of 64 bytes at most.
+    snappy = b"\x80\x20\x3c" + block + b"\xfe\x10\0" * 63 + b"\xbe\x10\0"
+    zstd = subprocess.run(["zstd", "-c"], input=block * 256, stdout=subprocess.PIPE, check=True).stdout
+    pages = {1: (1, zlib.compress(block * 256)), 2: (2, lzo), 3: (4, snappy), 9: (0x20, zstd)}
+    dumps = {
+        "all-packings": kdump(pages),
+        "notes": kdump({0: (1, zlib.compress(bytes(4096)))}, notes=note(b"CORE", 1, bytes(336)) + note(b"QEMU", 0, qemu_cpu()) + vmcoreinfo),
+        "i386": kdump(pages, wide=False, notes=note(b"CORE", 1, bytes(144)) + vmcoreinfo),
+    }
+    for name, dump in dumps.items():
+        put("kdump", name, dump)
+    dump = dumps["all-packings"]
+    put("flattened", "kdump", flat([(0, bytes(464)), (4096, dump[4096:])] + [(0, dump[:464])]))
+    put("flattened", "elf", flat([(0, cores["zero-tail"][:100]), (50, bytes(100)), (50, cores["zero-tail"][50:])]))
+    put("flattened", "bad-cut", flat([(0, dump)])[:-20])
     for name, core in cores.items():
         put("elf", name, core)
     ranges = lime(0x1000, page) + lime(0, page[:100]) + lime(0x100000000, page)

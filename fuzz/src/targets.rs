@@ -36,6 +36,8 @@ pub const TARGETS: &[Target] = &[
         about: "zstd, gzip, xz, lz4 and bzip2 around images, as a whole and block by block",
         run: images::open,
     },
+    Target { name: "kdump", about: "kdump's compressed format", run: images::open },
+    Target { name: "flattened", about: "makedumpfile's flattened form", run: images::open },
     Target { name: "kallsyms", about: "the kernel's symbol table in its own memory", run: symbols::kallsyms },
     Target { name: "btf", about: "BTF type information", run: symbols::btf },
     Target { name: "isf", about: "Volatility symbol files", run: symbols::isf },

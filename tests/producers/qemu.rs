@@ -23,7 +23,18 @@ enum Way {
 }
 
 /// All that is read here. Of a format that this QEMU was built without, that is said.
-const WAYS: &[Way] = &[Way::Dump("elf"), Way::Stream, Way::File, Way::MappedRam];
+const WAYS: &[Way] = &[
+    Way::Dump("elf"),
+    Way::Dump("kdump-zlib"),
+    Way::Dump("kdump-lzo"),
+    Way::Dump("kdump-snappy"),
+    Way::Dump("kdump-raw-zlib"),
+    Way::Dump("kdump-raw-lzo"),
+    Way::Dump("kdump-raw-snappy"),
+    Way::Stream,
+    Way::File,
+    Way::MappedRam,
+];
 
 /// How long QEMU may take for an image.
 const PATIENCE: Duration = Duration::from_secs(60);

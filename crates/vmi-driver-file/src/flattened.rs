@@ -36,11 +36,29 @@ const SIGNATURE: &[u8; 16] = b"makedumpfile\0\0\0\0";
 const MAX_HOLES: u64 = 1 << 30;
 
 /// What is before a segment.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct Header {
+pub(crate) struct Header {
     offset: I64,
     len: I64,
+}
+
+impl Header {
+    /// What is behind the last segment.
+    pub(crate) const END: Self = Self { offset: I64::new(-1), len: I64::new(-1) };
+
+    /// That of a segment of `len` bytes at `offset`; `None` if the form cannot hold them.
+    pub(crate) fn of(offset: u64, len: u64) -> Option<Self> {
+        Some(Self { offset: i64::try_from(offset).ok()?.into(), len: i64::try_from(len).ok()?.into() })
+    }
+}
+
+/// What is before the first segment.
+pub(crate) fn start() -> Vec<u8> {
+    let start = Start { signature: *SIGNATURE, kind: U64::new(1), version: U64::new(1) };
+    let mut bytes = start.as_bytes().to_vec();
+    bytes.resize(SEGMENTS as usize, 0);
+    bytes
 }
 
 /// A segment, or a part of one.
@@ -85,7 +103,7 @@ pub(crate) fn arrange(input: Input<'_>) -> Result<Option<Source>, FormatError> {
         }
         let header: Header = input.source.read(at, "a flattened segment's header")?;
         let (start, len) = match (header.offset.get(), header.len.get()) {
-            (-1, -1) => break,
+            _ if header == Header::END => break,
             (offset @ 0.., len @ 0..) if offset.checked_add(len).is_some() => (offset.unsigned_abs(), len.unsigned_abs()),
             (offset, len) => return Err(malformed(at, format!("a flattened segment of {len} bytes at {offset}"))),
         };

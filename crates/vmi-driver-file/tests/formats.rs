@@ -242,7 +242,7 @@ fn a_header_that_promises_petabytes_allocates_nothing() {
     core.extended_count = true;
     let mut bytes = core.bytes();
     bytes[64 + 44..64 + 48].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert!(open(&bytes).unwrap_err().to_string().contains("segments"));
+    assert!(matches!(format_error(open(&bytes)), FormatError::Truncated { .. } | FormatError::Malformed { .. }));
     let mut range = lime(0x1000, &pattern(1, 64));
     range[16..24].copy_from_slice(&(1u64 << 51).to_le_bytes());
     assert_eq!(missing(open(&range)), (1 << 51) - 0xfff - 64);

@@ -3,6 +3,7 @@
 
 mod builder;
 #[path = "builder/qemu.rs"]
+#[allow(unreachable_pub, reason = "as the other builders")]
 mod qemu;
 
 use std::io::Write;

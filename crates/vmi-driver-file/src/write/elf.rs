@@ -105,7 +105,7 @@ fn segment(kind: ProgramType, offset: u64, at: u64, len: u64) -> Segment {
 }
 
 /// All notes, in QEMU's order: what Linux tools know of each vCPU, what QEMU adds to that, VMCOREINFO.
-fn notes(machine: &MachineInfo, registers: &[Registers]) -> Vec<u8> {
+pub(super) fn notes(machine: &MachineInfo, registers: &[Registers]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (registers, thread) in registers.iter().zip(1u32..) {
         add_note(&mut bytes, b"CORE\0", prstatus::TYPE, &prstatus::note(registers, thread));

@@ -21,6 +21,7 @@
 
 mod avml;
 mod elf;
+mod kdump;
 mod layout;
 mod output;
 mod pipeline;
@@ -34,8 +35,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use vmi_arch_x86::Registers;
-use vmi_core::{Driver, Liveness, MemoryMap, Region, VcpuId, Vmi};
+use vmi_core::{Driver, Liveness, MachineInfo, MemoryMap, Note, Region, VcpuId, Vmi};
 
+pub use self::kdump::PagePacking;
 use self::output::Output;
 use self::pipeline::{Failure, Pipeline};
 use crate::{Format, OpenError, OpenOptions};
@@ -122,10 +124,10 @@ fn regions(regions: &[Region]) -> String {
 /// memory that are done, and of all.
 ///
 /// Raw images have memory at its physical address; ranges without memory are holes. LiME and ELF images have one range or segment for each
-/// region of the memory map, AVML images (version 2, packed with Snappy) one block for each 16 MiB that are not all zero.
-/// ELF images have VMCOREINFO and the vCPUs' registers in notes if the machine tells them, and machine x86-64 whatever the guest is.
+/// region of the memory map, AVML images (version 2, packed with Snappy) one block for each 16 MiB that are not all zero, kdump images each page packed by itself.
+/// ELF and kdump images have VMCOREINFO and the vCPUs' registers in notes if the machine tells them, and machine x86-64 whatever the guest is.
 ///
-/// A named pipe is written to as it is, holes being zeros.
+/// A named pipe is written to as a stream: see [`stream()`].
 ///
 /// # Errors
 /// Why the image could not be written: see [`WriteError`]. Memory that is absent is no error: see [`Summary::unreadable`].
@@ -138,7 +140,7 @@ pub fn image<D: Driver>(
     Options::new().image(vmi, path, format, progress)
 }
 
-/// Writes all memory of the machine to `stream`, such as a pipe: as [`image()`], with zeros for holes.
+/// Writes all memory of the machine to `stream`, such as a pipe: as [`image()`], with zeros for holes, and kdump in makedumpfile's flattened form.
 ///
 /// # Errors
 /// As [`image()`]; `stream` may have taken a part of the image then.
@@ -146,24 +148,38 @@ pub fn stream<D: Driver>(
     vmi: &Vmi<D>,
     stream: &mut dyn Write,
     format: Format,
-    mut progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64),
 ) -> Result<Summary, WriteError> {
-    let total = vmi.machine().memory.total();
-    let mut progress = |done| progress(done, total);
-    let mut memory = Pipeline::new(vmi, false, &mut progress);
-    fill(vmi, &mut memory, Output::stream(stream), format, Path::new("the stream"))
+    Options::new().stream(vmi, stream, format, progress)
 }
 
 /// How an image is written, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     verify: bool,
+    packing: PagePacking,
+    notes: Vec<Note>,
 }
 
 impl Options {
     /// The defaults.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Packs the pages of kdump images so.
+    #[must_use]
+    pub fn packing(mut self, packing: PagePacking) -> Self {
+        self.packing = packing;
+        self
+    }
+
+    /// What else is known of the guest, for formats that have notes; what the machine says of itself goes before it. Tools that read kdump and ELF images want VMCOREINFO, which the
+    /// guest's own memory has: see [`Guest::dump_notes`](vmi_core::Guest::dump_notes).
+    #[must_use]
+    pub fn notes(mut self, notes: Vec<Note>) -> Self {
+        self.notes = notes;
+        self
     }
 
     /// Reads the image again before it gets its name, and compares all of it: byte by byte with a machine that is frozen, else with digests that were taken while
@@ -179,7 +195,7 @@ impl Options {
     /// # Errors
     /// As [`image()`], and [`WriteError::Differs`] if verification finds anything.
     pub fn image<D: Driver>(
-        self,
+        &self,
         vmi: &Vmi<D>,
         path: impl AsRef<Path>,
         format: Format,
@@ -191,7 +207,7 @@ impl Options {
             Ok(kind) if kind.is_fifo() && self.verify => return Err(WriteError::VerifiedPipe { path: path.to_owned() }),
             Ok(kind) if kind.is_fifo() => {
                 let mut pipe = File::options().write(true).open(path).map_err(io("open"))?;
-                return stream(vmi, &mut pipe, format, progress);
+                return self.stream(vmi, &mut pipe, format, progress);
             }
             Ok(kind) if !kind.is_file() => return Err(WriteError::NotRegular { path: path.to_owned() }),
             _ => {}
@@ -206,7 +222,7 @@ impl Options {
         let mut written = |done| progress(done, total);
         let digests = self.verify && vmi.machine().liveness == Liveness::Live;
         let mut memory = Pipeline::new(vmi, digests, &mut written);
-        let summary = fill(vmi, &mut memory, Output::file(file.as_file()), format, path)?;
+        let summary = self.fill(vmi, &mut memory, Output::file(file.as_file()), format, path)?;
         if self.verify {
             let digests = memory.digests;
             let copy = OpenOptions::new().format(format).open(file.path()).map_err(Box::new)?;
@@ -219,33 +235,62 @@ impl Options {
         file.persist(&target).map_err(|error| io("rename it from its temporary name")(error.error))?;
         Ok(summary)
     }
-}
 
-/// Writes an image to `output`, which is called `path`.
-fn fill<D: Driver>(
-    vmi: &Vmi<D>,
-    memory: &mut Pipeline<'_, '_, D>,
-    mut output: Output<'_>,
-    format: Format,
-    path: &Path,
-) -> Result<Summary, WriteError> {
-    let written = match format {
-        Format::Avml => avml::write(memory, &mut output),
-        _ => {
-            let registers = if format == Format::Elf { registers(vmi) } else { Vec::new() };
-            let layout = layout::of(vmi.machine(), &registers, format);
-            let layout = layout.map_err(|why| WriteError::Format { path: path.to_owned(), format, why })?;
-            plain::write(memory, &layout, &mut output)
+    /// Writes an image as [`stream()`]. Nothing is verified.
+    ///
+    /// # Errors
+    /// As [`stream()`].
+    pub fn stream<D: Driver>(
+        &self,
+        vmi: &Vmi<D>,
+        stream: &mut dyn Write,
+        format: Format,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Summary, WriteError> {
+        let total = vmi.machine().memory.total();
+        let mut progress = |done| progress(done, total);
+        let mut memory = Pipeline::new(vmi, false, &mut progress);
+        self.fill(vmi, &mut memory, Output::stream(stream), format, Path::new("the stream"))
+    }
+
+    /// Writes an image to `output`, which is called `path`.
+    fn fill<D: Driver>(
+        &self,
+        vmi: &Vmi<D>,
+        memory: &mut Pipeline<'_, '_, D>,
+        mut output: Output<'_>,
+        format: Format,
+        path: &Path,
+    ) -> Result<Summary, WriteError> {
+        let written = match format {
+            Format::Avml => avml::write(memory, &mut output),
+            Format::Kdump => kdump::write(memory, &self.machine(vmi), &registers(vmi), self.packing, &mut output),
+            _ => {
+                let registers = if format == Format::Elf { registers(vmi) } else { Vec::new() };
+                let layout = layout::of(&self.machine(vmi), &registers, format);
+                let layout = layout.map_err(|why| WriteError::Format { path: path.to_owned(), format, why })?;
+                plain::write(memory, &layout, &mut output)
+            }
+        };
+        let stored = output.stored();
+        written.and_then(|()| Ok(output.finish()?)).map_err(|failure| match failure {
+            Failure::Io(source) => WriteError::Io { path: path.to_owned(), action: "write", source },
+            Failure::Guest(error) => error.into(),
+        })?;
+        // As a map, gaps that touch are one.
+        let unreadable = MemoryMap::new(memory.unreadable.drain(..)).regions().to_vec();
+        Ok(Summary { memory: vmi.machine().memory.total(), stored, unreadable })
+    }
+
+    /// The machine with all that is known of it.
+    fn machine<D: Driver>(&self, vmi: &Vmi<D>) -> MachineInfo {
+        let mut machine = vmi.machine().clone();
+        let known = |note: &Note| matches!(note, Note::VmCoreInfo(_));
+        if !machine.notes.iter().any(known) {
+            machine.notes.extend(self.notes.iter().cloned());
         }
-    };
-    let stored = output.stored();
-    written.and_then(|()| Ok(output.finish()?)).map_err(|failure| match failure {
-        Failure::Io(source) => WriteError::Io { path: path.to_owned(), action: "write", source },
-        Failure::Guest(error) => error.into(),
-    })?;
-    // As a map, gaps that touch are one.
-    let unreadable = MemoryMap::new(memory.unreadable.drain(..)).regions().to_vec();
-    Ok(Summary { memory: vmi.machine().memory.total(), stored, unreadable })
+        machine
+    }
 }
 
 /// The registers of all vCPUs in order; empty if the machine does not tell all of them, or is no x86.

@@ -102,7 +102,6 @@ impl<'w> Output<'w> {
     }
 
     /// Whether [`Output::go_to`] can go back.
-    #[allow(dead_code)] // for formats whose tables stand before the data and are known after it
     pub(super) fn goes_back(&self) -> bool {
         matches!(self.sink, Sink::File(_))
     }

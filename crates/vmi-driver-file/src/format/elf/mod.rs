@@ -100,12 +100,12 @@ fn segments<'a, H: FileHeader<Endian = LittleEndian>, R: ReadRef<'a>>(
         let end = Into::<u64>::into(header.e_shoff(LE)).saturating_add(size_of::<H::SectionHeader>() as u64);
         cut("the section header that holds the number of segments", end, input)
     })?;
-    if count > MAX_SEGMENTS {
-        return Err(malformed(start, format!("{count} segments, of which no writer has more than {MAX_SEGMENTS}")));
-    }
     let end = u64::from(count).saturating_mul(size_of::<H::ProgramHeader>() as u64).saturating_add(start);
     if end > input.source.len() {
         return Err(cut("the program headers", end, input));
+    }
+    if count > MAX_SEGMENTS {
+        return Err(malformed(start, format!("{count} segments, of which no writer has more than {MAX_SEGMENTS}")));
     }
     header.program_headers(LE, data).map_err(|error| malformed(start, error.to_string()))
 }

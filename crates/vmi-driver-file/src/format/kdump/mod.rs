@@ -17,8 +17,11 @@ mod page_set;
 mod pages;
 mod split;
 
+pub(crate) use self::codec::{ZLIB, ZSTD};
 use self::header::Header;
+pub(crate) use self::header::{COUNTS_64, Counts, SIGNATURE, Start, Sub64};
 use self::page_set::PageSet;
+pub(crate) use self::pages::Descriptor;
 use self::pages::{Pages, Part};
 use super::elf::notes::Notes;
 use crate::FormatError;
