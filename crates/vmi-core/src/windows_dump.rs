@@ -15,8 +15,8 @@ pub struct WindowsDump {
     pub is_64_bit: bool,
     /// Whether a 32-bit system uses PAE paging; `None` for a 64-bit system.
     pub pae: Option<bool>,
-    /// Page tables that map the kernel, to be walked with 4 levels in a 64-bit system: `CR3` of the processor that wrote the dump. In a dump
-    /// with virtual memory only ([`WindowsDump::triage`]) the tables there are made up, from what was saved.
+    /// Page tables that map the kernel, to be walked with 4 levels in a 64-bit system; of which process they are, the header does not tell. In a
+    /// dump with virtual memory only ([`WindowsDump::triage`]) the tables there are made up, from what was saved.
     pub directory_table_base: PhysAddr,
     /// The variable `MmPfnDatabase`.
     pub pfn_database: Option<VirtAddr>,
