@@ -410,6 +410,63 @@ def hibernation():
     put("hiberfil", "bad-wiped", b"WAKE" + bytes(0x1000))
 
 
+# QEMU's migration stream, and libvirt's file around it.
+
+
+def be(size, *values):
+    return b"".join(value.to_bytes(size, "big") for value in values)
+
+
+def short(text):
+    return bytes([len(text)]) + text
+
+
+def stream(mapped=False, machine=b"pc-q35-10.0"):
+    page, pages = bytes(range(1, 65)) * 64, 3
+    out = b"QEVM" + be(4, 3) + b"\x07" + be(4, len(machine)) + machine
+    if mapped:
+        out += b"\x05" + short(b"configuration/capabilities") + be(4, 1, 1) + short(b"mapped-ram")
+    footer = b"\x7e" + be(4, 2)
+    out += b"\x01" + be(4, 2) + short(b"ram") + be(4, 0, 4) + be(8, pages * 4096 | 4) + short(b"pc.ram") + be(8, pages * 4096)
+    if mapped:
+        # The real offset is a multiple of 1 MiB, which would make seeds large; a reader takes what the header says.
+        bitmap = len(out) + 28
+        at = bitmap + 8
+        out += be(4, 1) + be(8, 4096, bitmap, at) + u64(0b101) + page + bytes(4096) + page
+    out += be(8, 0x10) + footer + b"\x03" + be(4, 2)
+    if not mapped:
+        out += be(8, 0x08) + short(b"pc.ram") + page + be(8, 0x1022) + b"\0" + be(8, 0x2028) + page + be(8, 0x0028) + page[::-1]
+    out += be(8, 0x10) + footer
+    fields = [("env.regs", 8, 16), ("env.eip", 8, 1), ("env.eflags", 8, 1), ("env.segs", 20, 6), ("env.cr[3]", 8, 1), ("env.efer", 8, 1)]
+    out += b"\x04" + be(4, 5) + short(b"cpu") + be(4, 0, 12) + b"".join(bytes([7]) * size * count for _, size, count in fields) + b"\x7e" + be(4, 5)
+    described = [{"name": name, "type": "x", "size": size} | ({"array_len": count} if count > 1 else {}) for name, size, count in fields]
+    text = json.dumps({"page_size": 4096, "devices": [{"name": "cpu", "instance_id": 0, "version": 12, "fields": described}]}).encode()
+    return out + b"\0\x06" + be(4, len(text)) + text
+
+
+def libvirt(content, packing):
+    xml = b"<domain type='kvm'><name>a</name></domain>\0"
+    return b"LibvirtQemudSave" + u32(2, len(xml), 1, packing, 0) + bytes(56) + xml + content
+
+
+def lzop(content):
+    header = bytes.fromhex("104020a009400105") + be(4, 0x03000001, 0x81A4, 0, 0) + short(b"a")
+    block = be(4, len(content), len(content), zlib.adler32(content)) + content
+    return b"\x89LZO\0\r\n\x1a\n" + header + be(4, zlib.adler32(header)) + block + bytes(4)
+
+
+def streams():
+    put("qemu_stream", "rounds", stream())
+    put("qemu_stream", "bad-xbzrle", stream().replace(be(8, 0x1022), be(8, 0x1060)))
+    put("mapped_ram", "pages", stream(True))
+    put("libvirt_save", "raw", libvirt(stream(), 0))
+    put("libvirt_save", "gzip", libvirt(gzip.compress(stream(), mtime=0), 1))
+    put("libvirt_save", "lzop", libvirt(lzop(stream()), 4))
+    put("libvirt_save", "bad-part", libvirt(stream(), 0).replace(b"Save", b"Part"))
+    put("lzop", "lime", lzop(lime(0x1000, bytes(range(1, 65)) * 4)))
+    put("lzop", "bad-sum", lzop(bytes(5000))[:-9] + bytes(9))
+
+
 # kallsyms, as scripts/kallsyms.c of the kernel writes it.
 
 LAYOUTS = {  # order, addresses, pointer, marker, alignment, two-byte lengths
@@ -706,7 +763,7 @@ def monitor():
 
 
 for make in (
-    paging, descriptors, images, windows_dumps, hibernation, vmware, xen_core, firecracker, cloud_hypervisor, kallsyms, type_files, programs, scripts,
-    vmcoreinfo, pmemaccess, gdb, monitor,
+    paging, descriptors, images, streams, windows_dumps, hibernation, vmware, xen_core, firecracker, cloud_hypervisor, kallsyms, type_files, programs,
+    scripts, vmcoreinfo, pmemaccess, gdb, monitor,
 ):
     make()

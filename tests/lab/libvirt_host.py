@@ -3,6 +3,8 @@
 
     libvirt_host.py serve MEMORY...   start libvirtd and a domain for each kind of memory (file, memfd, private), print one line of JSON
                                       that says how to reach them, and keep them until standard input ends; then nothing of it is left
+    libvirt_host.py images            start them with one domain and suspend it; save and dump it in each format that this libvirt has, and print a
+                                      line of JSON with the files, what QEMU says of the moment, and the guest's own list of processes
 
 The daemon runs in mount and network namespaces of its own, where its directories are private ones: neither /etc nor /run nor /var of the
 machine is written, and a libvirtd of the machine is not disturbed. Needs root, and no systemd. The line has the uri by which a client
@@ -34,11 +36,15 @@ cgroup_controllers = [ ]
 namespaces = [ ]
 stdio_handler = "file"
 memory_backing_dir = "{ram}"
+save_image_format = "{packing}"
+dump_image_format = "{packing}"
 """
+PACKINGS = ["gzip", "bzip2", "xz", "lzop", "zstd"]
+DUMPS = ["elf", "kdump-zlib", "kdump-lzo", "kdump-snappy"]
 LIBVIRTD_CONF = 'auth_unix_ro = "none"\nauth_unix_rw = "none"\n'
 START = """set -e
 mount --make-rprivate /
-mkdir "$0/run"
+mkdir -p "$0/run"
 mount --bind "$0/run" /run
 for directory; do
     mkdir -p "$0$directory"
@@ -91,10 +97,15 @@ class Libvirtd:
         self.domains = {}
 
     def __enter__(self):
+        self.run("raw")
+        return self
+
+    def run(self, packing):
+        """Start the daemon, which packs what it saves so. Domains of the one before go on."""
         etc, ram = self.dir / "etc/libvirt", self.dir / "ram"
-        etc.mkdir(parents=True)
-        ram.mkdir()
-        (etc / "qemu.conf").write_text(QEMU_CONF.format(ram=ram))
+        etc.mkdir(parents=True, exist_ok=True)
+        ram.mkdir(exist_ok=True)
+        (etc / "qemu.conf").write_text(QEMU_CONF.format(ram=ram, packing=packing))
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF)
         with open(self.dir / "libvirtd.log", "wb") as log:
             self.daemon = subprocess.Popen(
@@ -106,7 +117,6 @@ class Libvirtd:
                 self.daemon.kill()
                 raise GuestDied(f"libvirtd did not start: {listed.stderr.strip()}; {(self.dir / 'libvirtd.log').read_text()}")
             time.sleep(0.05)
-        return self
 
     def __exit__(self, *_):
         for name, pid in self.domains.items():
@@ -115,6 +125,10 @@ class Libvirtd:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+        self.end()
+
+    def end(self):
+        """End the daemon."""
         self.daemon.terminate()
         try:
             self.daemon.wait(START_SECONDS)
@@ -147,12 +161,69 @@ class Libvirtd:
         }
 
 
+def images(host, directory):
+    """What the JSON says of the images of one domain. It is destroyed by a save, and restored from it."""
+    guest, row = host.start("private")
+    guest.wait_ready()
+    name, rows = row["name"], []
+    list_processes = 'for f in /proc/[0-9]*/stat; do read -r l < $f && echo "$l"; done'
+    processes = guest.eval(list_processes).decode()
+    host.virsh("suspend", name)
+    memory = directory / "memory"
+    host.virsh("qemu-monitor-command", name, "--hmp", f"pmemsave 0 {MIB << 20:#x} {memory}")
+    told = {verb: host.virsh("qemu-monitor-command", name, "--hmp", verb).stdout for verb in ("info mtree -f", "info registers -a")}
+
+    def take(what, *arguments):
+        path = directory / what.replace(" ", "-")
+        done = host.virsh(*(str(path) if argument is None else argument for argument in arguments), check=False)
+        rows.append({"what": what, "path": str(path), "error": done.stderr.strip() if done.returncode else None})
+        return path
+
+    for form in DUMPS:
+        take(f"dump {form}", "dump", name, None, "--memory-only", "--format", form)
+    def restore(saved):
+        host.virsh("restore", str(saved), "--paused")
+        host.domains[name] = int((host.dir / f"run/libvirt/qemu/{name}.pid").read_text())
+
+    # a domain is migrated but once without running it between, and a daemon reads its configuration when it starts
+    first = take("save raw", "save", name, None)
+    restore(first)
+    take("dump raw", "dump", name, None)
+    host.virsh("destroy", name)
+    for packing in PACKINGS:
+        if not shutil.which(packing):
+            rows.append({"what": f"save {packing}", "path": "", "error": f"no {packing}: apt-get install {packing}"})
+            continue
+        host.end()
+        host.run(packing)
+        restore(first)
+        take(f"save {packing}", "save", name, None)
+        if rows[-1]["error"]:
+            host.virsh("destroy", name)
+            continue
+        restore(first)
+        take(f"dump {packing}", "dump", name, None)
+        host.virsh("destroy", name)
+    host.domains.clear()
+    return {"images": rows, "memory": str(memory), "tree": told["info mtree -f"], "registers": told["info registers -a"], "processes": processes}
+
+
+def serve_images():
+    with Scratch() as directory, Libvirtd(directory) as host:
+        print(json.dumps(images(host, directory)), flush=True)
+        until_eof()
+
+
 def main(verb=None, *memories):
-    if verb != "serve" or not memories or set(memories) - {"file", "memfd", "private"}:
+    if verb == "images":
+        memories = ["private"]
+    elif verb != "serve" or not memories or set(memories) - {"file", "memfd", "private"}:
         sys.exit(__doc__)
     end_by_exception()
     try:
         needs()
+        if verb == "images":
+            return serve_images()
         with Scratch() as directory, Libvirtd(directory) as host:
             started = [host.start(memory) for memory in memories]
             for guest, row in started:

@@ -69,7 +69,9 @@ fn places() {
         // The firmware has not yet put RAM under its own place.
         let firmware = region(0xa_0000, 0x10_0000);
         let known = |regions: &[Region]| MemoryMap::new(regions.iter().copied().chain([firmware]));
-        let expected: Vec<Region> = ram.iter().map(|range| region(range.start, range.start + range.length)).collect();
+        // The firmware of a microvm is in RAM of its own below 4 GiB.
+        let ram = ram.iter().filter(|range| !(0xfec0_0000..1 << 32).contains(&range.start));
+        let expected: Vec<Region> = ram.map(|range| region(range.start, range.start + range.length)).collect();
         assert_eq!(known(vmi.machine().memory.regions()), known(&expected), "{options:?}");
         // Machines up to 2.2 do not describe their devices.
         assert_eq!(vmi.driver().vcpus().is_some(), !options.contains(&"pc-i440fx-2.0"));

@@ -97,22 +97,26 @@ impl Qmp {
 
     /// What is RAM in the machine's address space, of `info mtree -f`.
     pub(crate) fn ram(&mut self) -> Vec<Range> {
-        let tree = self.monitor("info mtree -f");
-        let view = tree.split("Root memory region: system").nth(1).unwrap().split("FlatView").next().unwrap();
-        let range = |line: &str| {
-            let (range, rest) = line.trim().split_once(" (prio ")?;
-            let (kind, name) = rest.split_once("): ")?;
-            let (start, end) = range.split_once('-')?;
-            let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
-            let mut words = name.split_whitespace();
-            let backend = words.next()?.to_owned();
-            let offset = words.next().and_then(|word| u64::from_str_radix(word.strip_prefix('@')?, 16).ok()).unwrap_or(0);
-            // What the chipset protects from writes is RAM still; ROM has names of its own.
-            let ram = kind.ends_with("ram") || kind.ends_with("rom") && (backend.starts_with("ram") || backend.ends_with(".ram"));
-            ram.then_some(Range { start, length: end - start + 1, backend, offset })
-        };
-        let ranges: Vec<_> = view.lines().filter_map(range).collect();
-        assert!(!ranges.is_empty(), "{tree}");
-        ranges
+        ram_of(&self.monitor("info mtree -f"))
     }
+}
+
+/// What is RAM in the machine's address space, of the text of `info mtree -f`.
+pub(crate) fn ram_of(tree: &str) -> Vec<Range> {
+    let view = tree.split("Root memory region: system").nth(1).unwrap().split("FlatView").next().unwrap();
+    let range = |line: &str| {
+        let (range, rest) = line.trim().split_once(" (prio ")?;
+        let (kind, name) = rest.split_once("): ")?;
+        let (start, end) = range.split_once('-')?;
+        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+        let mut words = name.split_whitespace();
+        let backend = words.next()?.to_owned();
+        let offset = words.next().and_then(|word| u64::from_str_radix(word.strip_prefix('@')?, 16).ok()).unwrap_or(0);
+        // What the chipset protects from writes is RAM still; ROM has names of its own.
+        let ram = kind.ends_with("ram") || kind.ends_with("rom") && (backend.starts_with("ram") || backend.ends_with(".ram"));
+        ram.then_some(Range { start, length: end - start + 1, backend, offset })
+    };
+    let ranges: Vec<_> = view.lines().filter_map(range).collect();
+    assert!(!ranges.is_empty(), "{tree}");
+    ranges
 }
