@@ -101,12 +101,6 @@ impl<'w> Output<'w> {
         Ok(())
     }
 
-    /// Whether [`Output::go_to`] can go back.
-    #[allow(dead_code)] // for formats whose tables stand before the data and are known after it
-    pub(super) fn goes_back(&self) -> bool {
-        matches!(self.sink, Sink::File(_))
-    }
-
     /// The image ends here, or where it was announced to end.
     pub(super) fn finish(self) -> io::Result<()> {
         match self.sink {
