@@ -1,13 +1,14 @@
 //! Memory images for the vmi workspace: files that hold the frozen memory of a machine.
 //!
 //! [`ImageDriver::open`] finds out from the content what a file is, maps it, and shows it as a
-//! [`Driver`](vmi_core::Driver). Nothing is read as a whole. A file packed with zstd or gzip is unpacked once into an unnamed temporary
-//! file that is gone when the driver is.
+//! [`Driver`](vmi_core::Driver). Nothing is read as a whole. Of a file packed with zstd, gzip or xz in blocks that the container tells, what is read is
+//! unpacked; any other, also of lz4 and bzip2, is unpacked once into an unnamed temporary file that is gone when the driver is.
 //!
 //! | format | modules | what it brings beside memory |
 //! |---|---|---|
 //! | raw, optionally with a map | `format/raw.rs` | nothing |
 //! | LiME, and AVML version 1, which is the same | `format/lime.rs` | nothing |
+//! | AVML version 2, also mixed with version 1 | `format/avml.rs` | nothing |
 //! | ELF core of QEMU, kdump (`/proc/vmcore`), VirtualBox | `format/elf/` | registers, VMCOREINFO |
 //! | Windows crash dump: full, kernel, bitmap, active, live; triage (virtual memory only) | `format/windows_dump/` | registers of one processor, the header |
 //! | Windows 8 to 11 hibernation file | `format/hiberfil/` | nothing |
