@@ -170,7 +170,8 @@ def images(host, directory, packings):
     processes = guest.eval(list_processes).decode()
     host.virsh("suspend", name)
     memory = directory / "memory"
-    host.virsh("qemu-monitor-command", name, "--hmp", f"pmemsave 0 {MIB << 20:#x} {memory}")
+    # without quotes a path would be read as a division
+    host.virsh("qemu-monitor-command", name, "--hmp", f'pmemsave 0 {MIB << 20:#x} "{memory}"')
     told = {verb: host.virsh("qemu-monitor-command", name, "--hmp", verb).stdout for verb in ("info mtree -f", "info registers -a")}
 
     def take(what, *arguments):
