@@ -3,7 +3,7 @@
 
     libvirt_host.py serve MEMORY...   start libvirtd and a domain for each kind of memory (file, memfd, private), print one line of JSON
                                       that says how to reach them, and keep them until standard input ends; then nothing of it is left
-    libvirt_host.py images            start them with one domain and suspend it; save and dump it in each format that this libvirt has, and print a
+    libvirt_host.py images PACKING... start them with one domain and suspend it; save and dump it plain, in each packing and format, and print a
                                       line of JSON with the files, what QEMU says of the moment, and the guest's own list of processes
 
 The daemon runs in mount and network namespaces of its own, where its directories are private ones: neither /etc nor /run nor /var of the
@@ -39,7 +39,7 @@ memory_backing_dir = "{ram}"
 save_image_format = "{packing}"
 dump_image_format = "{packing}"
 """
-PACKINGS = ["gzip", "bzip2", "xz", "lzop", "zstd"]
+PACKINGS = ["lzop", "gzip", "bzip2", "xz", "zstd"]
 DUMPS = ["elf", "kdump-zlib", "kdump-lzo", "kdump-snappy"]
 LIBVIRTD_CONF = 'auth_unix_ro = "none"\nauth_unix_rw = "none"\n'
 START = """set -e
@@ -161,7 +161,7 @@ class Libvirtd:
         }
 
 
-def images(host, directory):
+def images(host, directory, packings):
     """What the JSON says of the images of one domain. It is destroyed by a save, and restored from it."""
     guest, row = host.start("private")
     guest.wait_ready()
@@ -170,7 +170,8 @@ def images(host, directory):
     processes = guest.eval(list_processes).decode()
     host.virsh("suspend", name)
     memory = directory / "memory"
-    host.virsh("qemu-monitor-command", name, "--hmp", f"pmemsave 0 {MIB << 20:#x} {memory}")
+    # without quotes a path would be read as a division
+    host.virsh("qemu-monitor-command", name, "--hmp", f'pmemsave 0 {MIB << 20:#x} "{memory}"')
     told = {verb: host.virsh("qemu-monitor-command", name, "--hmp", verb).stdout for verb in ("info mtree -f", "info registers -a")}
 
     def take(what, *arguments):
@@ -190,7 +191,7 @@ def images(host, directory):
     restore(first)
     take("dump raw", "dump", name, None)
     host.virsh("destroy", name)
-    for packing in PACKINGS:
+    for packing in packings:
         if not shutil.which(packing):
             rows.append({"what": f"save {packing}", "path": "", "error": f"no {packing}: apt-get install {packing}"})
             continue
@@ -208,22 +209,23 @@ def images(host, directory):
     return {"images": rows, "memory": str(memory), "tree": told["info mtree -f"], "registers": told["info registers -a"], "processes": processes}
 
 
-def serve_images():
+def serve_images(packings):
     with Scratch() as directory, Libvirtd(directory) as host:
-        print(json.dumps(images(host, directory)), flush=True)
+        print(json.dumps(images(host, directory, packings)), flush=True)
         until_eof()
 
 
 def main(verb=None, *memories):
     if verb == "images":
-        memories = ["private"]
+        if set(memories) - set(PACKINGS):
+            sys.exit(__doc__)
     elif verb != "serve" or not memories or set(memories) - {"file", "memfd", "private"}:
         sys.exit(__doc__)
     end_by_exception()
     try:
         needs()
         if verb == "images":
-            return serve_images()
+            return serve_images(memories or ["lzop"])
         with Scratch() as directory, Libvirtd(directory) as host:
             started = [host.start(memory) for memory in memories]
             for guest, row in started:

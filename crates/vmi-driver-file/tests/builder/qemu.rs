@@ -1,4 +1,5 @@
 //! QEMU's migration stream and libvirt's file around it, from QEMU's documentation of the stream: big-endian, section by section.
+#![allow(dead_code, unreachable_pub)]
 
 pub const PAGE: usize = 4096;
 
