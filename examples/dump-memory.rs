@@ -24,7 +24,8 @@ use vmi::file::{Format, write};
 #[command(after_help = EXIT_CODES, after_long_help = format!("\
 Examples:
   dump-memory -o guest.lime guest.raw.zst        unpack, and change the format
-  dump-memory -o core --format elf guest.lime    for tools that read ELF cores
+  dump-memory -o core --format elf guest.lime    for tools that read ELF cores, such as crash and drgn
+  dump-memory -o guest.kdump guest.elf           the same, packed
   dump-memory -o guest.avml --verify qemu:4711   a running guest, packed, and read again to compare
   dump-memory -o - --format lime qemu:4711 | zstd > guest.lime.zst
 
@@ -56,6 +57,8 @@ enum FormatName {
     Avml,
     /// ELF core, as of QEMU and kdump
     Elf,
+    /// kdump's compressed format, as of makedumpfile and QEMU: each page packed with zlib
+    Kdump,
 }
 
 fn main() -> ExitCode {
@@ -67,7 +70,10 @@ fn main() -> ExitCode {
             Some(FormatName::Lime) => Format::Lime,
             Some(FormatName::Avml) => Format::Avml,
             Some(FormatName::Elf) => Format::Elf,
-            None => bail!("{}: say which --format, or end the name with .raw, .lime, .avml or .elf", args.output.display()),
+            Some(FormatName::Kdump) => Format::Kdump,
+            None => {
+                bail!("{}: say which --format, or end the name with .raw, .lime, .avml, .elf or .kdump", args.output.display())
+            }
         };
         let to_stdout = args.output == Path::new("-");
         if to_stdout && args.verify {
@@ -84,13 +90,21 @@ fn main() -> ExitCode {
         }
         let vmi = args.common.open()?;
 
+        let mut options = write::Options::new().verify(args.verify);
+        if matches!(format, Format::Elf | Format::Kdump) && vmi.machine().notes.is_empty() {
+            // Tools that read such images look for what the guest says of itself there.
+            match vmi::attach(&vmi) {
+                Ok(guest) => options = options.notes(guest.dump_notes()),
+                Err(_) => args.common.note("no known system in this machine: the image has no notes on it"),
+            }
+        }
         let progress = progress(if args.verify { "writing and comparing" } else { "writing" });
         let summary = if to_stdout {
             // A file of its own, as the standard one looks for the ends of lines.
             let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            write::stream(&vmi, &mut stdout, format, progress)?
+            options.stream(&vmi, &mut stdout, format, progress)?
         } else {
-            write::Options::new().verify(args.verify).image(&vmi, &args.output, format, progress)?
+            options.image(&vmi, &args.output, format, progress)?
         };
 
         let table = args.common.table(DumpRow::COLUMNS);

@@ -36,7 +36,7 @@ Exit codes:
 /// The arguments that all examples take.
 #[derive(clap::Args, Debug)]
 pub struct Common {
-    /// Memory image (raw, LiME or ELF core, also compressed by zstd or gzip), or running guest: qemu:SOCKET, qemu:PID, gdb:ADDRESS, libvirt:NAME
+    /// Memory image of any common format, also packed (zstd, gzip, xz, lz4, bzip2, lzop), or a directory with a snapshot, or running guest: qemu:SOCKET, qemu:PID, gdb:ADDRESS, libvirt:NAME
     /// [default: the demo image of this repository]
     target: Option<Target>,
 

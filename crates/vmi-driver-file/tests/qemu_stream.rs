@@ -3,7 +3,6 @@
 
 mod builder;
 #[path = "builder/qemu.rs"]
-#[allow(unreachable_pub, reason = "as the other builders")]
 mod qemu;
 
 use std::io::Write;
