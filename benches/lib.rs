@@ -1,1 +1,1 @@
-//! Benchmarks of the vmi workspace; images are in `side_by_side/`, running guests in `live/`.
+//! Benchmarks of the vmi workspace; mapped images are in `side_by_side/`, all formats in `images/`, running guests in `live/`.

@@ -17,7 +17,10 @@ fn start(guest: &LiveGuest) -> Child {
     let program = test.ancestors().nth(2).unwrap().join("examples/break-on");
     assert!(program.exists(), "{} is not built: run `cargo build --examples` first", program.display());
     let target = format!("qemu:{}", guest.qmp_path().display());
-    let mut tool = Command::new(program)
+    // Whoever runs the tests in the background of a shell has SIGINT ignored, and what they start too.
+    let mut tool = Command::new("env")
+        .arg("--default-signal=INT")
+        .arg(program)
         .args(["--quiet", "__x64_sys_nanosleep,__x64_sys_clock_nanosleep", &target])
         .stdout(Stdio::piped())
         .spawn()

@@ -2,7 +2,7 @@
 //!
 //! [`ImageDriver::open`] finds out from the content what a file is, maps it, and shows it as a
 //! [`Driver`](vmi_core::Driver). Nothing is read as a whole. Of a file packed with zstd, gzip or xz in blocks that the container tells, what is read is
-//! unpacked; any other, also of lz4 and bzip2, is unpacked once into an unnamed temporary file that is gone when the driver is.
+//! unpacked; any other, also of lz4, bzip2 and lzop, is unpacked once into an unnamed temporary file that is gone when the driver is.
 //!
 //! | format | modules | what it brings beside memory |
 //! |---|---|---|
@@ -10,14 +10,16 @@
 //! | LiME, and AVML version 1, which is the same | `format/lime.rs` | nothing |
 //! | AVML version 2, also mixed with version 1 | `format/avml.rs` | nothing |
 //! | ELF core of QEMU, kdump (`/proc/vmcore`), VirtualBox | `format/elf/` | registers, VMCOREINFO |
+//! | kdump's compressed format (makedumpfile, QEMU) and diskdump | `format/kdump/` | registers, VMCOREINFO |
+//! | either of the last two flattened (makedumpfile `-F`, QEMU) | `flattened.rs` | as these |
+//! | QEMU migration stream, with mapped-ram or without | `format/qemu/` | registers |
+//! | libvirt save | `format/libvirt_save.rs` | registers |
 //! | Windows crash dump: full, kernel, bitmap, active, live; triage (virtual memory only) | `format/windows_dump/` | registers of one processor, the header |
 //! | Windows 8 to 11 hibernation file | `format/hiberfil/` | nothing |
 //! | Xen core (`xl dump-core`) | `format/xen_core/` | registers |
 //! | VMware: `.vmss`, `.vmsn`, `.vmem` | `format/vmware/` | registers |
 //! | Firecracker snapshots | `format/firecracker.rs` | registers |
 //! | Cloud Hypervisor snapshots | `format/cloud_hypervisor/` | registers |
-//! | kdump's compressed format (makedumpfile, QEMU) and diskdump | `format/kdump/` | registers, VMCOREINFO |
-//! | either of the last two flattened (makedumpfile `-F`, QEMU) | `flattened.rs` | |
 //!
 //! Others are recognised and refused with the advice what to do ([`OpenError::NotSupported`]).
 //! [`mod@write`] makes images of any machine.

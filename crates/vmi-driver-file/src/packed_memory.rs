@@ -1,7 +1,7 @@
 //! Memory that is packed inside an image, in blocks that are unpacked when they are read.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -51,6 +51,8 @@ pub(crate) struct PackedMemory {
     name: String,
     /// By first address.
     cache: moka::sync::Cache<u64, Arc<[u8]>>,
+    /// Whether the cache ever held anything: looking in vain costs as much as unpacking a small page.
+    cached: AtomicBool,
     /// Where a reader that goes from block to block would go on.
     next: AtomicU64,
 }
@@ -74,7 +76,7 @@ impl PackedMemory {
     pub(crate) fn new(blocks: Box<dyn Blocks>, name: String) -> Self {
         let weigher = |_: &u64, bytes: &Arc<[u8]>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let cache = moka::sync::Cache::builder().weigher(weigher).max_capacity(CACHE_BYTES).build();
-        Self { blocks, name, cache, next: AtomicU64::new(u64::MAX) }
+        Self { blocks, name, cache, cached: AtomicBool::new(false), next: AtomicU64::new(u64::MAX) }
     }
 
     /// Fills `buf` from `at`.
@@ -145,7 +147,9 @@ impl PackedMemory {
     /// Fills the target of one job: from the cache, or by unpacking.
     fn fill(&self, job: &mut Job<'_>) -> Result<Found> {
         let region = job.block.region;
-        if let Some(bytes) = self.cache.get(&region.start().get()) {
+        if self.cached.load(Ordering::Relaxed)
+            && let Some(bytes) = self.cache.get(&region.start().get())
+        {
             copy(&bytes, job)?;
             return Ok(Found::Cached);
         }
@@ -163,6 +167,7 @@ impl PackedMemory {
         let mut bytes = vec![0; len];
         self.blocks.unpack(block, &mut bytes).map_err(|error| self.damaged(block.region, error))?;
         let bytes: Arc<[u8]> = bytes.into();
+        self.cached.store(true, Ordering::Relaxed);
         self.cache.insert(block.region.start().get(), Arc::clone(&bytes));
         Ok(bytes)
     }

@@ -1,7 +1,8 @@
 //! Making images: the memory of any machine, written to a file or a pipe.
 //!
-//! Memory is read, and packed where the format is, on all processors, while what was read before is written in order. A file appears under its final name only when it is whole; until then it has a temporary name beside it and is readable by its
-//! owner alone. Pages of zeros become holes of the file. Where memory is mapped and frozen, it is written from where it is.
+//! Memory is read, and packed where the format is, on all processors, while what was read before is written in order. A file appears under
+//! its final name only when it is whole; until then it has a temporary name beside it and is readable by its owner alone. Pages of zeros
+//! become holes of the file. Where memory is mapped and frozen, it is written from where it is.
 //!
 //! ```
 //! use vmi_core::{Memory, PhysAddr, Vmi, synthetic::SyntheticDriver};
