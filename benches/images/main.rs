@@ -9,12 +9,12 @@ mod cold;
 #[path = "../side_by_side/image.rs"]
 mod image;
 #[path = "../../crates/vmi-driver-file/tests/builder/qemu.rs"]
-#[allow(dead_code)]
 mod qemu;
 #[path = "../side_by_side/table.rs"]
 #[allow(dead_code)]
 mod table;
 #[path = "../side_by_side/timing.rs"]
+#[allow(dead_code)]
 mod timing;
 #[path = "../live/wall.rs"]
 #[allow(dead_code)]
