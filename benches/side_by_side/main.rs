@@ -35,7 +35,7 @@ fn random_addresses(count: usize, below: u64, alignment: u64) -> Vec<u64> {
 }
 
 fn main() {
-    let image = image::open();
+    let image = image::open(image::Rest::Noise);
     let vmi = vmi::open(image.path.as_path()).unwrap();
     let mapped = limit::MappedImage::open(&image.path);
     let mut memflow = peer::Memflow::open(&image.path);

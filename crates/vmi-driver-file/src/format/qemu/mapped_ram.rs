@@ -4,6 +4,9 @@
 //! the pages, each at its own place. Where the bit is not set, the page is zero, whatever the file has there: a page of a running guest may have been
 //! stored before it became zero.
 
+use core::ops::Range;
+use std::path::Path;
+
 use vmi_core::{Piece, Region};
 
 use super::cursor::Cursor;
@@ -13,7 +16,7 @@ use super::ram::Block;
 use crate::FormatError;
 use crate::image::{Image, Input, Part};
 use crate::source::Source;
-use crate::sparse::is_zero;
+use crate::sparse::{self, is_zero};
 
 /// Where a block's pages are.
 #[derive(Clone, Copy, Debug)]
@@ -59,12 +62,13 @@ fn bitmap_len(len: u64) -> u64 {
 /// Makes pieces of the pages that are stored, and zeros of the others.
 pub(super) fn fill(image: &mut Image, input: Input<'_>, blocks: &[Block], places: &[Place]) -> Result<(), FormatError> {
     let mut pieces = Vec::new();
+    let holes = Holes::of(input);
     for place in places {
         let Some((block, fixed)) = blocks.get(place.block).and_then(|block| Some((block, block.fixed?))) else { continue };
         let pages = fixed.pages.saturating_add(place.offset);
         // The file goes on behind the pages, be they stored or not.
         let len = input.present(pages, place.region.len(), || format!("the block `{}`", block.name))?;
-        for run in runs(input, block, fixed, place.offset >> PAGE_BITS, len >> PAGE_BITS)? {
+        for run in runs(input, &holes, block, fixed, place.offset >> PAGE_BITS, len >> PAGE_BITS)? {
             let bytes = run.first << PAGE_BITS;
             let start = place.region.start().checked_add(bytes);
             let Some(region) = start.and_then(|start| Region::new(start, run.end.saturating_sub(run.first) << PAGE_BITS)) else {
@@ -93,7 +97,7 @@ struct Run {
 const MOST_RUNS: usize = 1 << 22;
 
 /// What the bitmap says of `count` pages from page `first` of the block on.
-fn runs(input: Input<'_>, block: &Block, fixed: Fixed, first: u64, count: u64) -> Result<Vec<Run>, FormatError> {
+fn runs(input: Input<'_>, holes: &Holes, block: &Block, fixed: Fixed, first: u64, count: u64) -> Result<Vec<Run>, FormatError> {
     // Read in steps, so that a header that promises petabytes makes nothing large.
     const STEP: u64 = 64 << 10;
     let mut runs: Vec<Run> = Vec::new();
@@ -109,11 +113,8 @@ fn runs(input: Input<'_>, block: &Block, fixed: Fixed, first: u64, count: u64) -
                 let index = page.saturating_sub(first);
                 let run = Run { stored: byte >> (page % 8) & 1 != 0, first: index, end: index.saturating_add(1) };
                 append(&mut runs, run, |gap| {
-                    let start = first.saturating_add(gap.first) << PAGE_BITS;
-                    let len = gap.end.saturating_sub(gap.first) << PAGE_BITS;
-                    // Within a container it would have to be unpacked to be seen.
-                    matches!(input.source, Source::Mapped(_))
-                        && input.source.get(fixed.pages.saturating_add(start), len, "a page").is_ok_and(|bytes| is_zero(&bytes))
+                    let start = fixed.pages.saturating_add(first.saturating_add(gap.first) << PAGE_BITS);
+                    holes.are_zero(input, start..start.saturating_add(gap.end.saturating_sub(gap.first) << PAGE_BITS))
                 });
                 page = page.saturating_add(1);
             }
@@ -126,16 +127,43 @@ fn runs(input: Input<'_>, block: &Block, fixed: Fixed, first: u64, count: u64) -
     Ok(runs)
 }
 
-/// A short gap between stored pages is mapped with them where the file has zeros there, as it has unless the page became zero late: memory comes in
-/// fewer pieces so.
+/// A gap between stored pages is mapped with them where the file has zeros there, as it has unless the page became zero late: memory comes in
+/// fewer pieces so, mostly in one.
 fn append(runs: &mut Vec<Run>, run: Run, is_zero_in_the_file: impl FnOnce(Run) -> bool) {
-    const SHORT: u64 = 16;
     match runs.as_mut_slice() {
         [.., last] if last.stored == run.stored => last.end = run.end,
-        [.., before, gap] if run.stored && gap.end.saturating_sub(gap.first) <= SHORT && is_zero_in_the_file(*gap) => {
+        [.., before, gap] if run.stored && is_zero_in_the_file(*gap) => {
             before.end = run.end;
             runs.pop();
         }
         _ => runs.push(run),
+    }
+}
+
+/// Where the file has nothing: QEMU never writes pages of zeros.
+struct Holes {
+    /// What it has, ascending; `None` if that cannot be told.
+    data: Option<Vec<Range<u64>>>,
+}
+
+impl Holes {
+    fn of(input: Input<'_>) -> Self {
+        // What is in a container is no file by itself.
+        let own = |path: &&Path| path.metadata().is_ok_and(|metadata| metadata.len() == input.source.len());
+        Self { data: input.path.filter(own).and_then(|path| sparse::data(path).ok()) }
+    }
+
+    /// Whether the bytes `range` of the file are known to be zero, at little cost.
+    fn are_zero(&self, input: Input<'_>, range: Range<u64>) -> bool {
+        /// As much is looked at where holes do not tell.
+        const SHORT: u64 = 16 * PAGE;
+        let hole = self.data.as_ref().is_some_and(|data| {
+            let next = data.partition_point(|run| run.end <= range.start);
+            data.get(next).is_none_or(|run| run.start >= range.end)
+        });
+        let len = range.end.saturating_sub(range.start);
+        // Within a container it would have to be unpacked to be seen.
+        let seen = len <= SHORT && matches!(input.source, Source::Mapped(_));
+        hole || seen && input.source.get(range.start, len, "a page").is_ok_and(|bytes| is_zero(&bytes))
     }
 }
