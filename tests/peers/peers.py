@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Images that this workspace writes, in front of tools that read images: do they list the same tasks as in QEMU's own?
 
-    peers.py [GUEST]        a guest of the lab, x64-6.1 if none is named
+    peers.py [GUEST]        a guest of the lab, x64-5.10 if none is named
 
-crash, drgn and volatility3 read what QEMU wrote of the guest, and what `dump-memory` makes of the raw image. crash 8.0 of Debian 12 reads kernels up to 6.3.
+crash, drgn and volatility3 read what QEMU wrote of the guest, and what `dump-memory` makes of the raw image. crash 8.0 of Debian 12 finds one task in
+Debian's 6.1.176, and none of 6.12, whoever wrote the dump.
 Needs the packages crash and binutils, and room for the kernel's debug package (700 MB unpacked) and a Python environment with drgn and
 volatility3, both kept in the lab's cache. `cargo xtask peers` builds `dump-memory` and calls this.
 """
@@ -38,14 +39,13 @@ def environment():
     return python
 
 
-def debug_kernel(release):
-    """The kernel with its debug information."""
-    vmlinux = PEERS / release / "usr/lib/debug/boot" / f"vmlinux-{release}"
+def debug_kernel(guest, release):
+    """The kernel with its debug information, from the mirror that the lab has its kernels from."""
+    table = (HERE.parent / "lab/guests.tsv").read_text().splitlines()
+    kernel = next(fields[2] for fields in map(str.split, table) if fields[:1] == [guest])
+    vmlinux = CACHE / "kernels" / kernel / "dbg/usr/lib/debug/boot" / f"vmlinux-{release}"
     if not vmlinux.exists():
-        with tempfile.TemporaryDirectory(dir=PEERS) as directory:
-            run("apt-get", "download", f"linux-image-{release}-dbg", cwd=directory)
-            (package,) = pathlib.Path(directory).glob("*.deb")
-            run("dpkg-deb", "-x", package, PEERS / release)
+        run(HERE.parent / "lab/kernels.sh", "--dbg", kernel)
     return vmlinux
 
 
@@ -69,12 +69,12 @@ def volatility_tasks(python, symbols, image):
     return {(int(row[pid]), int(row[parent]), row[name]) for row in rows[1:]}
 
 
-def main(guest="x64-6.1"):
+def main(guest="x64-5.10"):
     image = CACHE / "images" / guest
     banner = (image / "truth/version").read_text()
     release = banner.split()[2]
     PEERS.mkdir(parents=True, exist_ok=True)
-    python, vmlinux = environment(), debug_kernel(release)
+    python, vmlinux = environment(), debug_kernel(guest, release)
     symbols = PEERS / "symbols"
     (symbols / "linux").mkdir(parents=True, exist_ok=True)
     isf = symbols / "linux" / f"{release}.json.xz"

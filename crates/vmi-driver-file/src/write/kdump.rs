@@ -333,7 +333,9 @@ impl Plan {
         };
         let mut system = [[0; 65]; 6];
         let release = line("OSRELEASE=").unwrap_or_default();
-        let names: [&[u8]; 6] = [if text.is_some() { b"Linux" } else { b"" }, b"", release, b"", b"x86_64", b""];
+        // libkdumpfile takes the names for good, and the machine with them, only if none of release, version and machine is empty.
+        let (kind, version): (&[u8], &[u8]) = if text.is_some() { (b"Linux", b"unknown") } else { (b"", b"") };
+        let names: [&[u8]; 6] = [kind, b"", release, version, b"x86_64", b""];
         for (field, name) in system.iter_mut().zip(names) {
             field.iter_mut().take(64).zip(name).for_each(|(to, from)| *to = *from);
         }
