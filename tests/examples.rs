@@ -191,6 +191,23 @@ fn a_dump_overwrites_only_by_force() {
     assert!(std::fs::read(&file).unwrap().starts_with(b"EMiL"));
 }
 
+/// Tools that read such images look there for what the raw image has only within its memory.
+#[test]
+fn elf_and_kdump_dumps_have_the_kernels_own_note() {
+    let image = demo_as("raw");
+    let vmi = vmi::open(image.as_path()).unwrap();
+    assert!(vmi.machine().notes.is_empty());
+    let text = vmi::linux::Linux::attach(&vmi).unwrap().vmcoreinfo().unwrap();
+    assert!(text.starts_with(b"OSRELEASE=6.12"));
+    let directory = tempfile::tempdir().unwrap();
+    for format in ["elf", "kdump"] {
+        let file = directory.path().join(format!("dump.{format}"));
+        let output = example("dump-memory").args(["--verify", "-o"]).arg(&file).arg(&image).run();
+        assert_eq!(output.code, 0, "{output:?}");
+        assert_eq!(vmi::open(file.as_path()).unwrap().machine().notes, [vmi::Note::VmCoreInfo(text.clone())]);
+    }
+}
+
 #[test]
 fn a_dump_to_standard_output_is_the_same_image() {
     let image = demo_as("raw");

@@ -6,6 +6,7 @@ mod builder;
 mod qemu;
 
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 
 use builder::{exercise, open, open_with, pattern};
 use proptest::prelude::*;
@@ -124,6 +125,35 @@ fn lzop(bytes: &[u8], block: usize) -> Vec<u8> {
     }
     out.extend([0; 4]);
     out
+}
+
+/// Opens a file with holes, as QEMU writes it.
+fn open_sparse(rounds: Vec<Vec<Sent>>) -> Vmi<ImageDriver> {
+    let bytes = Stream::new("pc-i440fx-9.0", vec![("pc.ram", LOW)], rounds).with_devices(LOW, 0).mapped(0);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(bytes.len() as u64).unwrap();
+    for (index, block) in bytes.chunks(PAGE).enumerate().filter(|(_, block)| block.iter().any(|&byte| byte != 0)) {
+        file.as_file().write_all_at(block, (index * PAGE) as u64).unwrap();
+    }
+    Vmi::new(ImageDriver::open(file.path()).unwrap())
+}
+
+/// Where the file has a hole, memory is zero however long that goes on; what became zero late is zero whatever the file has.
+#[test]
+fn holes_of_a_file_are_mapped_with_what_is_around_them() {
+    const PAGES: u64 = LOW / PAGE as u64;
+    let sent = |at: u64, content| ("pc.ram", at * PAGE as u64, content);
+    let rounds = vec![vec![sent(0, page(1)), sent(PAGES - 9, page(2)), sent(PAGES - 1, page(3))], vec![sent(PAGES - 9, None)]];
+    let vmi = open_sparse(rounds);
+    let mut expected = vec![0; LOW as usize];
+    expected[..PAGE].copy_from_slice(&page(1).unwrap());
+    expected[LOW as usize - PAGE..].copy_from_slice(&page(3).unwrap());
+    assert!(vmi.read_vec(PhysAddr::ZERO, LOW as usize).unwrap() == expected);
+
+    // Without that late page, all of it is one slice.
+    let rounds = vec![vec![sent(0, page(1)), sent(PAGES - 1, page(3))]];
+    let vmi = open_sparse(rounds);
+    assert!(vmi.slice(PhysAddr::ZERO, LOW as usize).is_some_and(|all| all == expected));
 }
 
 #[test]
