@@ -9,6 +9,8 @@ mod cold;
 mod image;
 #[path = "../../crates/vmi-driver-file/tests/builder/qemu.rs"]
 mod qemu;
+#[path = "../side_by_side/random.rs"]
+mod random;
 #[path = "../side_by_side/table.rs"]
 #[allow(dead_code)]
 mod table;
@@ -88,25 +90,13 @@ fn write_sparse(path: &Path, bytes: &[u8]) {
     }
 }
 
-fn random_addresses(count: usize, below: u64, alignment: u64) -> Vec<u64> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % (below / alignment) * alignment
-        })
-        .collect()
-}
-
 /// Random reads of what is mapped, against the raw image; both through the library.
 fn mapped(table: &mut Table, what: &str, raw: &Vmi<AnyDriver>, path: &Path) {
     let other = vmi::open(path).unwrap();
     // Below 640 KiB lies the BIOS's hole on some machines; what both have is compared.
     let below = raw.machine().memory.end().get().min(other.machine().memory.regions().last().unwrap().end().get());
     let there = |&at: &u64| other.read::<u64>(PhysAddr::new(at)).is_ok() && raw.read::<u64>(PhysAddr::new(at)).is_ok();
-    let addresses: Vec<u64> = random_addresses(1 << 17, below, 8).into_iter().filter(there).collect();
+    let addresses: Vec<u64> = random::addresses(1 << 17, 0..below, 8).into_iter().filter(there).collect();
     let sum = |vmi: &Vmi<AnyDriver>| {
         addresses.iter().fold(0u64, |sum, &at| sum.wrapping_add(vmi.read::<u64>(PhysAddr::new(at)).unwrap()))
     };
@@ -148,7 +138,7 @@ fn random(table: &mut Table, path: &Path, pages: &Packed) {
     let vmi = vmi::open(path).unwrap();
     let pages = pages.packed();
     // More pages than the page cache has, and none twice in a row of its size.
-    let order: Vec<usize> = random_addresses(1 << 14, pages.len() as u64, 1).into_iter().map(|at| at as usize).collect();
+    let order: Vec<usize> = random::addresses(1 << 14, 0..pages.len() as u64, 1).into_iter().map(|at| at as usize).collect();
     let (mut ours, mut bare) = (vec![0u8; PAGE], vec![0u8; PAGE]);
     let mut unpack = zstd::bulk::Decompressor::new().unwrap();
     let row = measure(&mut [

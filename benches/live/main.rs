@@ -12,6 +12,8 @@ mod guest;
 #[allow(dead_code)]
 mod limit;
 mod linux;
+#[path = "../side_by_side/random.rs"]
+mod random;
 mod stand_still;
 #[path = "../side_by_side/table.rs"]
 #[allow(dead_code)]
@@ -74,18 +76,6 @@ fn main() {
     println!("\nload of this host at the end: {}", load().trim());
 }
 
-fn random_addresses(count: usize, alignment: u64) -> Vec<u64> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            FREE.start + state % ((FREE.end - FREE.start) / alignment) * alignment
-        })
-        .collect()
-}
-
 /// Mapped RAM of a running guest against the same bytes in an image file, both through the library.
 fn mapped(table: &mut Table, live: &Vmi<QemuDriver>, image: &Vmi<AnyDriver>) {
     let at = FREE.start + 0x40;
@@ -95,7 +85,7 @@ fn mapped(table: &mut Table, live: &Vmi<QemuDriver>, image: &Vmi<AnyDriver>) {
     ]);
     table.row("live mapped RAM: 4-byte read, hot", "image file", &row);
 
-    let addresses = random_addresses(1 << 17, 8);
+    let addresses = random::addresses(1 << 17, FREE, 8);
     let row = measure(&mut [
         Contender::new("ours", 1, || {
             addresses.iter().fold(0u64, |sum, &at| sum.wrapping_add(live.read(PhysAddr::new(at)).unwrap()))
@@ -164,7 +154,7 @@ fn process(table: &mut Table, live: &Vmi<QemuDriver>, pid: u32, host: u64) {
     ]);
     table.row("process memory: 8-byte read, hot", "process_vm_readv", &row);
 
-    let pages = random_addresses(4096, 4096);
+    let pages = random::addresses(4096, FREE, 4096);
     let (mut ours, mut theirs) = (vec![0u8; 4096], vec![0u8; 4096]);
     let row = measure(&mut [
         Contender::new("ours", 1, || {
@@ -185,7 +175,7 @@ fn process(table: &mut Table, live: &Vmi<QemuDriver>, pid: u32, host: u64) {
     table.row("process memory: 4 KiB read, random", "process_vm_readv", &row);
 
     const BATCH: usize = 512;
-    let words = random_addresses(BATCH * 16, 8);
+    let words = random::addresses(BATCH * 16, FREE, 8);
     let row = measure(&mut [
         Contender::new("ours", 1, || {
             let mut sum = 0u64;

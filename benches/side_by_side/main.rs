@@ -10,6 +10,7 @@
 mod image;
 mod limit;
 mod peer;
+mod random;
 mod table;
 mod timing;
 
@@ -20,19 +21,6 @@ use timing::{Contender, measure};
 use vmi::prelude::*;
 use vmi::x86::PagingMode;
 use vmi::{AddressSpace, AnyDriver, PhysAddr, VirtAddr, Vmi};
-
-/// Addresses of a pseudo-random sequence, the same in every run.
-fn random_addresses(count: usize, below: u64, alignment: u64) -> Vec<u64> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % (below / alignment) * alignment
-        })
-        .collect()
-}
 
 fn main() {
     let image = image::open(image::Rest::Noise);
@@ -97,7 +85,7 @@ fn physical(table: &mut Table, vmi: &Vmi<AnyDriver>, mapped: &limit::MappedImage
     table.row("1 read of 7500 bytes", "memcpy", &one);
     table.ratio("1875 x 4 bytes against 1 x 7500 bytes", &many, &one);
 
-    let addresses = random_addresses(1 << 17, mapped.len() as u64, 8);
+    let addresses = random::addresses(1 << 17, 0..mapped.len() as u64, 8);
     let row = measure(&mut [
         Contender::new("ours", 1, || {
             addresses.iter().fold(0u64, |sum, &at| sum.wrapping_add(vmi.read(PhysAddr::new(at)).unwrap()))
