@@ -210,3 +210,117 @@ impl fmt::Debug for PackedMemory {
         f.debug_struct("PackedMemory").field("blocks", &self.blocks).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::sync::atomic::AtomicUsize;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    /// Pages whose bytes tell where they are, in blocks of some pages; every 13th block is a hole.
+    #[derive(Debug)]
+    struct Counted {
+        block: u64,
+        blocks: u64,
+        damaged: Option<u64>,
+        unpacked: Arc<AtomicUsize>,
+    }
+
+    fn byte(at: u64) -> u8 {
+        (at ^ (at >> 8) ^ (at >> 16)) as u8
+    }
+
+    fn is_hole(number: u64) -> bool {
+        number % 13 == 12
+    }
+
+    impl Blocks for Counted {
+        fn memory(&self) -> MemoryMap {
+            let numbers = (0..self.blocks).filter(|&number| !is_hole(number));
+            MemoryMap::new(numbers.filter_map(|number| Region::new(PhysAddr::new(number * self.block), self.block)))
+        }
+
+        fn block_at(&self, at: PhysAddr) -> Option<Block> {
+            let number = at.get() / self.block;
+            let region = Region::new(PhysAddr::new(number * self.block), self.block)?;
+            (number < self.blocks && !is_hole(number)).then_some(Block { region, id: number })
+        }
+
+        fn unpack(&self, block: Block, out: &mut [u8]) -> Result<(), FormatError> {
+            self.unpacked.fetch_add(1, Ordering::Relaxed);
+            if self.damaged == Some(block.id) {
+                return Err(FormatError::Damaged { what: "block", offset: block.id, why: "made so".to_owned() });
+            }
+            let start = block.region.start().get();
+            out.iter_mut().zip(start..).for_each(|(out, at)| *out = byte(at));
+            Ok(())
+        }
+    }
+
+    fn memory(pages: u64, damaged: Option<u64>) -> (PackedMemory, Arc<AtomicUsize>) {
+        let unpacked = Arc::new(AtomicUsize::new(0));
+        let blocks = Counted { block: pages * PAGE, blocks: 64 / pages, damaged, unpacked: Arc::clone(&unpacked) };
+        (PackedMemory::new(Box::new(blocks), "test".to_owned()), unpacked)
+    }
+
+    proptest! {
+        /// Whatever was read before: what is there is told, up to the first hole, and the hole by its address.
+        #[test]
+        fn reads_are_those_of_plain_memory(
+            pages in prop_oneof![Just(1u64), Just(4), Just(16)],
+            reads in prop::collection::vec((0..66 * PAGE, 0usize..100_000), 1..20),
+        ) {
+            let (memory, _) = memory(pages, None);
+            let there = |at: u64| at / (pages * PAGE) < 64 / pages && !is_hole(at / (pages * PAGE));
+            for (at, len) in reads {
+                let mut buf = vec![0; len];
+                let good = (at..at + len as u64).take_while(|&at| there(at)).count();
+                match memory.read(PhysAddr::new(at), &mut buf) {
+                    Ok(()) => prop_assert_eq!(good, len),
+                    Err(error) => {
+                        prop_assert_eq!(error.done(), good);
+                        let hole = at + good as u64;
+                        prop_assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == hole), "{}", error);
+                    }
+                }
+                prop_assert!(buf.iter().take(good).zip(at..).all(|(&got, at)| got == byte(at)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_block_ends_a_read_where_it_begins() {
+        let (memory, _) = memory(4, Some(3));
+        let mut buf = vec![0; 40 * PAGE as usize];
+        let error = memory.read(PhysAddr::new(100), &mut buf).unwrap_err();
+        assert_eq!(error.done(), 12 * PAGE as usize - 100);
+        assert!(matches!(error.kind(), ErrorKind::Driver { back_end, .. } if back_end == "test"), "{error}");
+        assert!(buf[..error.done()].iter().zip(100..).all(|(&got, at)| got == byte(at)));
+        // Reading ahead does not stumble over it, and what is behind it is there.
+        let mut word = [0; 8];
+        for page in (0..12).chain(16..48) {
+            memory.read(PhysAddr::new(page * PAGE), &mut word).unwrap();
+        }
+    }
+
+    /// A reader of small pieces, one after the other, has each block unpacked once.
+    #[test]
+    fn a_sequential_reader_unpacks_nothing_twice() {
+        for pages in [4, 16] {
+            let (memory, unpacked) = memory(pages, None);
+            let mut piece = [0; 512];
+            let mut blocks = 0;
+            for number in (0..64 / pages).filter(|&number| !is_hole(number)) {
+                blocks += 1;
+                for at in (number * pages * PAGE..(number + 1) * pages * PAGE).step_by(512) {
+                    memory.read(PhysAddr::new(at), &mut piece).unwrap();
+                }
+            }
+            assert_eq!(unpacked.load(Ordering::Relaxed), blocks);
+        }
+    }
+}
