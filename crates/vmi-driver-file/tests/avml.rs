@@ -94,6 +94,11 @@ fn the_first_range_speaks() {
     let mut expected = second.clone();
     expected[0x1_0000..][..100_000].copy_from_slice(&first);
     assert_holds(&vmi, 0, &expected);
+    // So does a plain range in the midst of a packed one, and a packed one in the midst of a plain one.
+    let plain_first = open(&[lime(0x1_0000, &first), range(0, &second)].concat()).unwrap();
+    assert_holds(&plain_first, 0, &expected);
+    let packed_first = open(&[range(0x1_0000, &first), lime(0, &second)].concat()).unwrap();
+    assert_holds(&packed_first, 0, &expected);
 }
 
 #[test]
