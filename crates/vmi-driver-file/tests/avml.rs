@@ -101,6 +101,24 @@ fn the_first_range_speaks() {
     assert_holds(&packed_first, 0, &expected);
 }
 
+/// What a sparse file stores lies over a packed base, in the midst of a chunk too.
+#[test]
+fn a_difference_lies_over_a_packed_base() {
+    use std::os::unix::fs::FileExt;
+
+    let bytes = memory(5, 300_000);
+    let directory = tempfile::tempdir().unwrap();
+    let (base, upper) = (directory.path().join("base"), directory.path().join("upper"));
+    std::fs::write(&base, range(0, &bytes)).unwrap();
+    let file = std::fs::File::create(&upper).unwrap();
+    file.set_len(300_000).unwrap();
+    file.write_all_at(&[0xdd; 4096], 0x2000).unwrap();
+    let vmi = Vmi::new(OpenOptions::new().base(&base).open(&upper).unwrap());
+    let mut expected = bytes;
+    expected[0x2000..0x3000].fill(0xdd);
+    assert_holds(&vmi, 0, &expected);
+}
+
 #[test]
 fn damage_is_told_where_it_is_read() {
     let bytes = memory(3, 300_000);
