@@ -23,6 +23,8 @@ mod driver;
 mod error;
 mod event;
 mod guest;
+pub mod list;
+pub mod live;
 mod lossy;
 mod mapping;
 mod memory;
@@ -49,7 +51,9 @@ pub use mapping::{GuestMapping, LivePiece, MappedFile, Piece, PieceError, Shared
 pub use memory::Memory;
 pub use memory_map::{MemoryMap, Region};
 pub use page_cache::PageCacheCounters;
-pub use profile::{Field, Isf, IsfError, IsfPdb, Member, Structure, Symbol, Symbols, SymbolsBuilder, Type, TypeId, TypeSource};
+pub use profile::{
+    Field, Isf, IsfError, IsfPdb, KernelField, Member, Structure, Symbol, Symbols, SymbolsBuilder, Type, TypeId, TypeSource,
+};
 #[cfg(target_os = "linux")]
 pub use snapshot::{Snapshot, SnapshotReport};
 pub use translate::{Access, Architecture, Fault, FaultKind, Paging, Translation};

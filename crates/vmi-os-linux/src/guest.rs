@@ -5,10 +5,9 @@ use std::time::SystemTime;
 use vmi_arch_x86::X86Driver;
 use vmi_core::{
     Error, Guest, LogRecord, Memory, MemoryArea, Module, Note, PhysAddr, Process, Result, Rows, Symbols, Thread, Translation,
-    VcpuId, VirtAddr,
+    VcpuId, VirtAddr, list::rows,
 };
 
-use crate::list::rows;
 use crate::{Linux, ProcessMemory, Task};
 
 /// `Some` of what could be read, `None` where this guest's types do not describe it.

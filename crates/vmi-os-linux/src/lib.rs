@@ -3,14 +3,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 pub mod btf;
+#[cfg(test)]
+mod changing_guest;
 pub mod discover;
 mod guest;
 mod kernel;
 mod kernel_log;
 mod layout;
 mod linux;
-mod list;
-mod live;
 mod maple_tree;
 mod memory_area;
 mod module;

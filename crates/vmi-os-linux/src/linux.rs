@@ -4,12 +4,14 @@ use core::fmt;
 use std::sync::{Arc, OnceLock};
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{AddressSpace, Error, ErrorKind, Memory, PhysAddr, Result, Symbols, TypeSource, VirtAddr, Vmi};
+use vmi_core::{
+    AddressSpace, Error, ErrorKind, KernelField, Memory, PhysAddr, Result, Symbols, TypeSource, VirtAddr, Vmi,
+    list::{self, rows},
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::btf::Btf;
-use crate::layout::{Layout, Member};
-use crate::list::{self, rows};
+use crate::layout::Layout;
 use crate::{Kernel, Task, discover};
 
 /// More tasks than a kernel can have (PID_MAX_LIMIT, include/linux/threads.h).
@@ -210,19 +212,19 @@ impl<'v, D: X86Driver> Linux<'v, D> {
 
     /// Reads a member of the object at `object`.
     #[inline]
-    pub(crate) fn read<T: FromBytes + IntoBytes>(&self, object: VirtAddr, member: Member) -> Result<T> {
+    pub(crate) fn read<T: FromBytes + IntoBytes>(&self, object: VirtAddr, member: KernelField) -> Result<T> {
         self.space.read(member.of(object)?)
     }
 
     /// Reads a pointer, or a number as wide as one, of the object at `object`.
     #[inline]
-    pub(crate) fn pointer(&self, object: VirtAddr, member: Member) -> Result<VirtAddr> {
+    pub(crate) fn pointer(&self, object: VirtAddr, member: KernelField) -> Result<VirtAddr> {
         self.space.read_pointer(member.of(object)?)
     }
 
     /// As [`Linux::pointer`], with a null pointer as `None`.
     #[inline]
-    pub(crate) fn pointer_or_null(&self, object: VirtAddr, member: Member) -> Result<Option<VirtAddr>> {
+    pub(crate) fn pointer_or_null(&self, object: VirtAddr, member: KernelField) -> Result<Option<VirtAddr>> {
         Ok(Some(self.pointer(object, member)?).filter(|pointer| !pointer.is_null()))
     }
 

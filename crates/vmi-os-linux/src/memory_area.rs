@@ -3,10 +3,12 @@
 use core::fmt;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, ErrorKind, Memory, MemoryArea, PAGE_SIZE, Result, VirtAddr};
+use vmi_core::{
+    Error, ErrorKind, Memory, MemoryArea, PAGE_SIZE, Result, VirtAddr,
+    list::rows,
+    live::{self, Still},
+};
 
-use crate::list::rows;
-use crate::live::{self, Still};
 use crate::maple_tree::MapleTree;
 use crate::{Linux, Task, path};
 

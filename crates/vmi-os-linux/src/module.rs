@@ -3,10 +3,12 @@
 use core::fmt;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, ErrorKind, Memory, Result, VirtAddr};
+use vmi_core::{
+    Error, ErrorKind, Memory, Result, VirtAddr,
+    list::{self, rows},
+};
 
 use crate::Linux;
-use crate::list::{self, rows};
 
 /// More modules than any machine has loaded: 4 GiB of the address space hold all of them.
 const MAX_MODULES: usize = 1 << 16;
@@ -60,7 +62,7 @@ impl<D: X86Driver> Module<'_, '_, D> {
     /// [`ErrorKind::Gone`] if it is not, whatever the outcome of the read was.
     pub(crate) fn whole<T>(&self, read: Result<T>) -> Result<T> {
         let node = self.linux.layout.module.list.of(self.at)?;
-        if list::running::holds(&self.linux.space, node) {
+        if list::holds(&self.linux.space, node) {
             return read;
         }
         Err(ErrorKind::Gone { what: format!("the module at {}", self.at) }.into())

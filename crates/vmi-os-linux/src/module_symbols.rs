@@ -3,9 +3,8 @@
 
 use rustc_hash::FxHashSet;
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, ErrorKind, Memory, Paging, Result, Symbols, SymbolsBuilder, VirtAddr};
+use vmi_core::{Error, ErrorKind, Memory, Paging, Result, Symbols, SymbolsBuilder, VirtAddr, list};
 
-use crate::list;
 use crate::{Linux, Module};
 
 /// More symbols than any module has; the largest (graphics drivers) have some 50,000.
@@ -80,7 +79,7 @@ impl<D: X86Driver> Linux<'_, D> {
                 };
                 let program = read();
                 // One that a running guest has unloaded meanwhile is no symbol any more.
-                if list::running::holds(&self.space, node) { program.map(Some) } else { Ok(None) }
+                if list::holds(&self.space, node) { program.map(Some) } else { Ok(None) }
             })
             .filter_map(Result::transpose)
     }

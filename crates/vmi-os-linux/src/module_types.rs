@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, ErrorKind, Memory, Paging, Result, TypeSource, VirtAddr};
+use vmi_core::{
+    Error, ErrorKind, Memory, Paging, Result, TypeSource, VirtAddr,
+    list::{self, rows},
+};
 
 use crate::Linux;
 use crate::btf::{self, Btf, BtfError};
-use crate::list::{self, rows};
 
 /// As many as there can be modules.
 const MAX_MODULES: usize = 1 << 16;

@@ -4,12 +4,14 @@ use core::fmt;
 use core::time::Duration;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{AddressSpace, Error, ErrorKind, Memory, Paging, PhysAddr, Result, State, VirtAddr};
+use vmi_core::{
+    AddressSpace, Error, ErrorKind, KernelField, Memory, Paging, PhysAddr, Result, State, VirtAddr,
+    list::{self, rows},
+    live,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::layout::Member;
-use crate::list::{self, rows};
-use crate::{Linux, ProcessMemory, live, path};
+use crate::{Linux, ProcessMemory, path};
 
 /// More threads than a process can have; see `MAX_TASKS`.
 const MAX_THREADS: usize = 1 << 22;
@@ -80,12 +82,12 @@ impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
     }
 
     /// Reads a member.
-    fn member<T: FromBytes + IntoBytes>(&self, member: Member) -> Result<T> {
+    fn member<T: FromBytes + IntoBytes>(&self, member: KernelField) -> Result<T> {
         self.whole(self.linux.read(self.at, member))
     }
 
     /// What `read` finds in the object that `member` points to. The object stayed the same meanwhile.
-    fn behind<T>(&self, what: &'static str, member: Member, read: impl Fn(VirtAddr) -> Result<T>) -> Result<T> {
+    fn behind<T>(&self, what: &'static str, member: KernelField, read: impl Fn(VirtAddr) -> Result<T>) -> Result<T> {
         self.whole(live::behind(self.linux.vmi(), what, || self.linux.pointer(self.at, member), |at| read(*at)))
     }
 

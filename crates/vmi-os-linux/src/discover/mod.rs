@@ -27,10 +27,10 @@ use image::KernelImage;
 use kallsyms::Reject;
 use scan::Hits;
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{Liveness, Note, PhysAddr, Symbols, TypeSource, Vmi};
+use vmi_core::{Liveness, Note, PhysAddr, Symbols, TypeSource, Vmi, live};
 
+use crate::Kernel;
 use crate::shape::{self, Hints};
-use crate::{Kernel, live};
 
 /// Symbol tables that are looked at; more are a trap.
 const MAX_TABLES: usize = 32;

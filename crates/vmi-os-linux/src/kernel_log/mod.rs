@@ -6,10 +6,9 @@ mod ring_buffer;
 mod tests;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{LogRecord, Result};
+use vmi_core::{LogRecord, Result, list::rows, live};
 
-use crate::list::rows;
-use crate::{Linux, live};
+use crate::Linux;
 
 use record_buffer::RecordBuffer;
 use ring_buffer::RingBuffer;

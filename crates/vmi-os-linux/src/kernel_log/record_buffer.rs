@@ -4,9 +4,9 @@
 //! the buffer.
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, LogRecord, Memory, Result, VirtAddr};
+use vmi_core::{Error, LogRecord, Memory, Result, VirtAddr, live};
 
-use crate::{Linux, live};
+use crate::Linux;
 
 pub(super) struct RecordBuffer<'l, 'v, D: X86Driver> {
     linux: &'l Linux<'v, D>,

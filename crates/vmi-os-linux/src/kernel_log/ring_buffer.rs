@@ -6,9 +6,9 @@
 //! the same was the record whole.
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, LogRecord, Memory, Paging, Result, VirtAddr};
+use vmi_core::{Error, LogRecord, Memory, Paging, Result, VirtAddr, live};
 
-use crate::{Linux, live};
+use crate::Linux;
 
 /// The kernel has one descriptor for 32 bytes of text and at most 2 GiB of text (LOG_BUF_LEN_MAX).
 const MAX_COUNT_BITS: u32 = 26;

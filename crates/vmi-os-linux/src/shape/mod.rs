@@ -29,11 +29,10 @@ mod user_ranges;
 mod view;
 
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{PhysAddr, Symbols, VirtAddr, Vmi};
+use vmi_core::{PhysAddr, Symbols, VirtAddr, Vmi, live};
 
 pub use types::InferredTypes;
 
-use crate::live;
 use findings::Findings;
 use init_mm::InitMm;
 use tasks::Tasks;

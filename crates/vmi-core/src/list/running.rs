@@ -17,17 +17,16 @@
 
 use std::collections::BTreeSet;
 
-use vmi_core::{AddressSpace, Driver, Error, ErrorKind, Paging, Result, VirtAddr};
-
 use super::Node;
 use crate::live::Attempts;
+use crate::{AddressSpace, Driver, Error, ErrorKind, Paging, Result, VirtAddr};
 
 /// The nodes of the list at `head`. Those that were in it all the time are there exactly once; those that came or went meanwhile
 /// may be.
 ///
 /// # Errors
 /// [`ErrorKind::Changing`] if no step succeeds any more, [`ErrorKind::Limit`] for more than `limit` nodes, else as reading memory.
-pub(crate) fn collect<D: Driver>(
+pub(super) fn collect<D: Driver>(
     space: &AddressSpace<'_, D>,
     head: VirtAddr,
     what: &'static str,
@@ -104,7 +103,7 @@ impl<D: Driver, I: Fn(VirtAddr) -> Result<u32>> Walk<'_, '_, D, I> {
 }
 
 /// Whether the node at `node` is in its list: the node behind it leads back to it. Only a running guest can tell no.
-pub(crate) fn holds<D: Driver>(space: &AddressSpace<'_, D>, node: VirtAddr) -> bool {
+pub fn holds<D: Driver>(space: &AddressSpace<'_, D>, node: VirtAddr) -> bool {
     /// The node behind may go away between the two reads.
     const TRIES: usize = 4;
     let leads_back = || {

@@ -241,7 +241,7 @@ fn a_list_that_never_holds_still_is_an_error_that_says_what_to_do() {
     let linux = Linux::with_kernel(&vmi, kernel).unwrap();
     let mut tasks = linux.processes();
     let error = tasks.next().unwrap().unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Changing { attempts: super::ATTEMPTS, .. }), "{error}");
+    assert!(matches!(error.kind(), ErrorKind::Changing { attempts: vmi_core::live::ATTEMPTS, .. }), "{error}");
     assert!(error.to_string().contains("pause the guest"), "{error}");
     assert!(tasks.next().is_none());
 }

@@ -7,10 +7,10 @@
 use core::time::Duration;
 use std::thread;
 
-use vmi_core::{Driver, Error, ErrorKind, Result, Vmi};
+use crate::{Driver, Error, ErrorKind, Result, Vmi};
 
 /// How often something is read before it is an error.
-pub(crate) const ATTEMPTS: u32 = 32;
+pub const ATTEMPTS: u32 = 32;
 /// Attempts without a pause behind them: the change that was met takes a vCPU that runs a few instructions.
 const QUICK: u32 = 8;
 /// The longest pause. All pauses of one read together take at most 180 ms.
@@ -18,13 +18,14 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(8);
 
 /// Failed attempts at reading one thing.
 #[derive(Debug)]
-pub(crate) struct Attempts {
+pub struct Attempts {
     what: &'static str,
     failed: u32,
 }
 
 impl Attempts {
-    pub(crate) fn new(what: &'static str) -> Self {
+    /// No attempt so far at reading `what`, which names it in the error.
+    pub fn new(what: &'static str) -> Self {
         Self { what, failed: 0 }
     }
 
@@ -32,7 +33,7 @@ impl Attempts {
     ///
     /// # Errors
     /// [`ErrorKind::Changing`] if that was the last one. `why` itself if another attempt cannot help.
-    pub(crate) fn failed(&mut self, why: Error) -> Result<()> {
+    pub fn failed(&mut self, why: Error) -> Result<()> {
         if may_pass(&why) { self.changed(&why) } else { Err(why) }
     }
 
@@ -40,7 +41,7 @@ impl Attempts {
     ///
     /// # Errors
     /// [`ErrorKind::Changing`] if that was the last one.
-    pub(crate) fn changed(&mut self, change: impl ToString) -> Result<()> {
+    pub fn changed(&mut self, change: impl ToString) -> Result<()> {
         self.failed = self.failed.saturating_add(1);
         if self.failed >= ATTEMPTS {
             let what = self.what.to_owned();
@@ -53,7 +54,7 @@ impl Attempts {
     }
 
     /// Something new could be read: attempts count from here.
-    pub(crate) fn progress(&mut self) {
+    pub fn progress(&mut self) {
         self.failed = 0;
     }
 }
@@ -73,7 +74,7 @@ fn may_pass(error: &Error) -> bool {
 
 /// Whether memory may change at any time.
 #[inline]
-pub(crate) fn runs<D: Driver>(vmi: &Vmi<D>) -> bool {
+pub fn runs<D: Driver>(vmi: &Vmi<D>) -> bool {
     vmi.epoch().is_none()
 }
 
@@ -82,7 +83,7 @@ pub(crate) fn runs<D: Driver>(vmi: &Vmi<D>) -> bool {
 ///
 /// # Errors
 /// Of `key` and `read`; [`ErrorKind::Changing`] if the key never stayed.
-pub(crate) fn behind<D: Driver, K: PartialEq, T>(
+pub fn behind<D: Driver, K: PartialEq, T>(
     vmi: &Vmi<D>,
     what: &'static str,
     key: impl Fn() -> Result<K>,
@@ -108,7 +109,7 @@ pub(crate) fn behind<D: Driver, K: PartialEq, T>(
 ///
 /// # Errors
 /// Of `read`; [`ErrorKind::Changing`] if it never succeeded.
-pub(crate) fn settled<D: Driver, T>(vmi: &Vmi<D>, what: &'static str, read: impl Fn() -> Result<T>) -> Result<T> {
+pub fn settled<D: Driver, T>(vmi: &Vmi<D>, what: &'static str, read: impl Fn() -> Result<T>) -> Result<T> {
     let mut attempts = Attempts::new(what);
     loop {
         match read() {
@@ -121,7 +122,7 @@ pub(crate) fn settled<D: Driver, T>(vmi: &Vmi<D>, what: &'static str, read: impl
 /// Rows that come out of several objects: in a running guest, what two readings one after the other agree on.
 ///
 /// Errors count among what they agree on only after some pauses: a change that takes long shows the same contradiction twice.
-pub(crate) fn agreed<D: Driver, T: PartialEq>(
+pub fn agreed<D: Driver, T: PartialEq>(
     vmi: &Vmi<D>,
     what: &'static str,
     read: impl Fn() -> Vec<Result<T>>,
@@ -151,15 +152,22 @@ fn alike<T: PartialEq>(one: &[Result<T>], other: &[Result<T>]) -> bool {
 
 /// Rows that are read one by one while memory holds still. A guest that is resumed before the end ends them in an error: what was
 /// read by then is a part of the list as it was, and the rest is lost.
-pub(crate) struct Still<'v, D: Driver, I> {
+pub struct Still<'v, D: Driver, I> {
     vmi: &'v Vmi<D>,
     what: &'static str,
     rows: Option<I>,
 }
 
 impl<'v, D: Driver, I> Still<'v, D, I> {
-    pub(crate) fn new(vmi: &'v Vmi<D>, what: &'static str, rows: I) -> Self {
+    /// Guards these rows; `what` names them in the error.
+    pub fn new(vmi: &'v Vmi<D>, what: &'static str, rows: I) -> Self {
         Self { vmi, what, rows: Some(rows) }
+    }
+}
+
+impl<D: Driver, I> core::fmt::Debug for Still<'_, D, I> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Still").field("what", &self.what).finish_non_exhaustive()
     }
 }
 
@@ -177,6 +185,3 @@ impl<D: Driver, T, I: Iterator<Item = Result<T>>> Iterator for Still<'_, D, I> {
         rows.next()
     }
 }
-
-#[cfg(test)]
-mod tests;

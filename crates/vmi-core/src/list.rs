@@ -1,28 +1,31 @@
-//! The kernel's circular lists (`struct list_head`, include/linux/types.h).
+//! Circular doubly linked lists, as kernels build them: each node is a pointer to the next one and, behind it, a pointer to the one before.
+//!
+//! Linux calls a node `struct list_head` (include/linux/types.h), Windows `LIST_ENTRY`.
 
 use core::fmt;
 use core::iter::FusedIterator;
 
-use vmi_core::{AddressSpace, Driver, Error, ErrorKind, Result, VirtAddr};
-
 use crate::live::{self, Still};
+use crate::{AddressSpace, Driver, Error, ErrorKind, Result, VirtAddr};
 
-pub(crate) mod running;
+mod running;
+
+pub use running::holds;
 
 /// A node of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Node {
-    /// Where its `struct list_head` is.
-    pub(crate) at: VirtAddr,
+pub struct Node {
+    /// Where the node is: the pointer to the next one.
+    pub at: VirtAddr,
     /// In a running guest, what tells its object from a later one at the same place; `None` where memory holds still.
-    pub(crate) identity: Option<u32>,
+    pub identity: Option<u32>,
 }
 
-/// The nodes of a list, without its head: one by one where memory holds still ([`List`]), all at once in a running guest
-/// ([`running::collect`]).
+/// The nodes of a list, without its head: one by one where memory holds still ([`List`]), all at once in a running guest, by steps
+/// of which each is proven.
 ///
 /// `identity` reads what tells the object of a node from others that may come to lie at the same place.
-pub(crate) fn nodes<'a, 'v, D: Driver>(
+pub fn nodes<'a, 'v, D: Driver>(
     space: &'a AddressSpace<'v, D>,
     head: VirtAddr,
     what: &'static str,
@@ -30,16 +33,20 @@ pub(crate) fn nodes<'a, 'v, D: Driver>(
     identity: impl Fn(VirtAddr) -> Result<u32>,
 ) -> Nodes<'a, 'v, D> {
     if !live::runs(space.vmi()) {
-        return Nodes::Frozen(Still::new(space.vmi(), what, List::new(space, head, what, limit)));
+        return Nodes(Source::Frozen(Still::new(space.vmi(), what, List::new(space, head, what, limit))));
     }
-    match running::collect(space, head, what, limit, identity) {
-        Ok(nodes) => Nodes::Running(nodes.into_iter()),
-        Err(error) => Nodes::Failed(Some(error)),
-    }
+    Nodes(match running::collect(space, head, what, limit, identity) {
+        Ok(nodes) => Source::Running(nodes.into_iter()),
+        Err(error) => Source::Failed(Some(error)),
+    })
 }
 
-/// See [`nodes`].
-pub(crate) enum Nodes<'a, 'v, D: Driver> {
+/// The nodes of a list; see [`nodes`].
+#[derive(Debug)]
+pub struct Nodes<'a, 'v, D: Driver>(Source<'a, 'v, D>);
+
+#[derive(Debug)]
+enum Source<'a, 'v, D: Driver> {
     Frozen(Still<'v, D, List<'a, 'v, D>>),
     Running(std::vec::IntoIter<Node>),
     Failed(Option<Error>),
@@ -50,10 +57,10 @@ impl<D: Driver> Iterator for Nodes<'_, '_, D> {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        match self {
-            Self::Frozen(list) => Some(list.next()?.map(|at| Node { at, identity: None })),
-            Self::Running(nodes) => nodes.next().map(Ok),
-            Self::Failed(error) => error.take().map(Err),
+        match &mut self.0 {
+            Source::Frozen(list) => Some(list.next()?.map(|at| Node { at, identity: None })),
+            Source::Running(nodes) => nodes.next().map(Ok),
+            Source::Failed(error) => error.take().map(Err),
         }
     }
 }
@@ -67,7 +74,7 @@ impl<D: Driver> FusedIterator for Nodes<'_, '_, D> {}
 /// costs one comparison a node; nodes of the circle can come up to three times before the error.
 ///
 /// Only the forward pointers count: those backward are stale for a moment in every kernel that adds or removes a node.
-pub(crate) struct List<'a, 'v, D: Driver> {
+pub struct List<'a, 'v, D: Driver> {
     space: &'a AddressSpace<'v, D>,
     /// What is listed, for errors: `the task list`.
     what: &'static str,
@@ -81,7 +88,8 @@ pub(crate) struct List<'a, 'v, D: Driver> {
 }
 
 impl<'a, 'v, D: Driver> List<'a, 'v, D> {
-    pub(crate) fn new(space: &'a AddressSpace<'v, D>, head: VirtAddr, what: &'static str, limit: usize) -> Self {
+    /// A walk from `head`, whose nodes are counted in errors as those of `what`.
+    pub fn new(space: &'a AddressSpace<'v, D>, head: VirtAddr, what: &'static str, limit: usize) -> Self {
         Self { space, what, limit, head, here: head, count: 0, landmark: head, ended: false }
     }
 
@@ -108,7 +116,7 @@ impl<'a, 'v, D: Driver> List<'a, 'v, D> {
 }
 
 impl<D: Driver> Iterator for List<'_, '_, D> {
-    /// Where a node's `struct list_head` is.
+    /// Where a node is.
     type Item = Result<VirtAddr>;
 
     #[inline]
@@ -135,7 +143,7 @@ impl<D: Driver> fmt::Debug for List<'_, '_, D> {
 }
 
 /// Rows whose start can fail already: that failure is the only row then.
-pub(crate) fn rows<T, I: Iterator<Item = Result<T>>>(start: Result<I>) -> impl Iterator<Item = Result<T>> {
+pub fn rows<T, I: Iterator<Item = Result<T>>>(start: Result<I>) -> impl Iterator<Item = Result<T>> {
     let (rows, error) = match start {
         Ok(rows) => (Some(rows), None),
         Err(error) => (None, Some(Err(error))),
@@ -145,10 +153,10 @@ pub(crate) fn rows<T, I: Iterator<Item = Result<T>>>(start: Result<I>) -> impl I
 
 #[cfg(test)]
 mod tests {
-    use vmi_core::synthetic::{SyntheticDriver, Unpaged};
-    use vmi_core::{PhysAddr, Vmi};
 
     use super::*;
+    use crate::synthetic::{SyntheticDriver, Unpaged};
+    use crate::{PhysAddr, Vmi};
 
     /// Walks a list whose head is at 0x1000 in memory that holds these pointers.
     fn walk(pointers: &[(u64, u64)], limit: usize) -> (Vec<u64>, Option<ErrorKind>) {
