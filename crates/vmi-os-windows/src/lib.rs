@@ -1,0 +1,12 @@
+//! Windows guests: the kernel, its symbols and types found in raw memory, and the objects inside.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
+
+mod kernel;
+mod layout;
+mod pdb_identity;
+mod windows;
+
+pub use kernel::Kernel;
+pub use pdb_identity::PdbIdentity;
+pub use windows::{AttachError, Windows};
