@@ -14,6 +14,7 @@
 
 pub mod build;
 pub mod compiled;
+mod isf;
 mod kdbg;
 pub mod kernel_image;
 pub mod layout;
