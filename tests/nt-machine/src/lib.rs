@@ -13,6 +13,7 @@
 //! ```
 
 pub mod build;
+mod c_source;
 pub mod compiled;
 mod isf;
 mod kdbg;

@@ -37,3 +37,30 @@ fn every_build_makes_a_machine_whose_list_closes() {
         }
     }
 }
+
+#[test]
+fn every_build_compiles_to_a_kernel_with_a_program_database() {
+    for build in Build::all() {
+        let base = if build.is_64_bit { 0xFFFF_F804_7000_0000 } else { 0x8240_0000 };
+        let compiled = match CompiledKernel::compile(&build, base) {
+            Ok(compiled) => compiled,
+            Err(why) if why.contains("No such file") => return println!("skipped: {why}"),
+            Err(why) => panic!("{}: {why}", build.name),
+        };
+        let options = Options { kernel: KernelImage::Compiled(Box::new(compiled.clone())), ..Options::default() };
+        let mut machine = NtMachine::new(build, options);
+        machine.populate();
+        let truth = machine.truth();
+        assert_eq!(walk(&machine).len(), truth.processes.len());
+        assert_eq!(truth.kernel_base, base);
+        assert_eq!(&compiled.pdb[..24], b"Microsoft C/C++ MSF 7.00");
+        println!(
+            "{}: {} bytes of PE, {} of PDB, {} symbols, {:?}",
+            truth.build,
+            compiled.pe.len(),
+            compiled.pdb.len(),
+            compiled.symbols.len(),
+            truth.pdb
+        );
+    }
+}
