@@ -113,10 +113,12 @@ fn declaration(layout: &Layout, structure: &str, member: &str, kind: &Kind) -> S
 }
 
 /// The kernel's variables and functions, each in its section.
-pub(crate) fn variables(build: &Build) -> String {
+///
+/// Those that `without` names have a definition elsewhere.
+pub(crate) fn variables(build: &Build, without: &[&str]) -> String {
     let mut text = String::new();
     let word = build.pointer();
-    for variable in VARIABLES.iter().filter(|variable| is_here(build, variable.name)) {
+    for variable in VARIABLES.iter().filter(|variable| is_here(build, variable.name) && !without.contains(&variable.name)) {
         let code = is_code(variable.section);
         let section = variable.section;
         let (name, bytes) = (variable.name, variable.words * word);

@@ -31,7 +31,7 @@ impl CompiledKernel {
     /// # Errors
     /// What is missing, or what the tools say: clang and lld-link come with Debian's packages clang and lld.
     pub fn compile(build: &Build, base: u64) -> Result<Self, String> {
-        let source = c_source::structures(&build.layout, build.is_64_bit) + &c_source::variables(build) + ORDINAL_ONLY;
+        let source = c_source::structures(&build.layout, build.is_64_bit) + &c_source::variables(build, &[]) + ORDINAL_ONLY;
         Self::compile_source(build, base, &source, &[])
     }
 
@@ -154,7 +154,7 @@ impl CompiledKernel {
 pub(crate) const ORDINAL_ONLY: &str =
     "__attribute__((noinline, used)) void KiExportedByOrdinal(void) { __asm__ volatile(\".fill 16, 1, 0xCC\"); }\n";
 
-fn run(command: &mut Command) -> Result<(), String> {
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("{name}: {error}"))?;
     if output.status.success() {
