@@ -12,6 +12,8 @@
 //! assert_eq!(machine.truth().processes[1].eprocess, machine.process(notepad).eprocess);
 //! ```
 
+#![allow(clippy::single_range_in_vec_init, reason = "runs of RAM: often there is one")]
+
 pub mod build;
 mod c_source;
 pub mod compiled;
@@ -36,7 +38,7 @@ mod variables;
 pub use build::Build;
 pub use compiled::CompiledKernel;
 pub use kernel_image::{KernelImage, Pdb};
-pub use live::{GuestProcess, GuestTruth, LiveMachine, LiveOptions};
+pub use live::{Backing, GuestProcess, GuestTruth, LiveMachine, LiveOptions, Running};
 pub use machine::NtMachine;
 pub use options::{BrokenList, Kdbg, KvaShadow, Options};
 pub use paging::Paging;

@@ -5,6 +5,8 @@
 //! taken out of the list, and their memory is overwritten and used again. The kernel keeps its own account of the list ([`GuestTruth`]), with a generation that is odd
 //! while a change is under way.
 
+mod running;
+
 use std::path::Path;
 use std::process::Command;
 use std::{env, fs, io};
@@ -17,6 +19,7 @@ use crate::machine::NtMachine;
 use crate::memory::PAGE;
 use crate::options::Options;
 use crate::process::{FIRST_TIME, ProcessId, ProcessSpec};
+pub use running::{Backing, Running};
 
 /// What can be chosen about a live machine.
 #[derive(Clone, Debug)]
