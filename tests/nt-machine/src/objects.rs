@@ -10,6 +10,7 @@ pub mod handles;
 pub mod header;
 pub mod hive;
 pub mod hive_cells;
+mod machine_ground;
 pub mod pages;
 pub mod processes;
 pub mod spec;

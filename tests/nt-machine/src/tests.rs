@@ -46,3 +46,16 @@ fn every_build_makes_a_machine_whose_list_closes() {
         }
     }
 }
+
+#[test]
+fn every_build_makes_a_typical_machine() {
+    for build in builds() {
+        println!("{}", build.name);
+        let (machine, system) = NtMachine::typical(build);
+        let truth = machine.truth();
+        let placed: Vec<u64> = truth.processes.iter().filter(|p| p.linked).map(|p| p.eprocess).collect();
+        assert_eq!(walk(&machine), placed, "{}", truth.build);
+        assert_eq!(system.processes.len(), truth.processes.len());
+        println!("{} bytes of truth", system.to_json().to_string().len());
+    }
+}

@@ -39,9 +39,9 @@ impl ObjectManager {
         let size = ground.size_of("_OBJECT_DIRECTORY_ENTRY");
         let entry = ground.allocate(b"ObDi", size);
         let next = ground.get_pointer(bucket);
-        ground.set_pointer("_OBJECT_DIRECTORY_ENTRY", "ChainLink", entry, next);
-        ground.set_pointer("_OBJECT_DIRECTORY_ENTRY", "Object", entry, object);
-        ground.set("_OBJECT_DIRECTORY_ENTRY", "HashValue", entry, u64::from(hash), 4);
+        ground.fill_pointer("_OBJECT_DIRECTORY_ENTRY", "ChainLink", entry, next);
+        ground.fill_pointer("_OBJECT_DIRECTORY_ENTRY", "Object", entry, object);
+        ground.fill("_OBJECT_DIRECTORY_ENTRY", "HashValue", entry, u64::from(hash), 4);
         ground.put_pointer(bucket, entry);
     }
 
@@ -58,10 +58,10 @@ impl ObjectManager {
     pub fn create_driver(&mut self, ground: &mut impl Ground, name: &str, base: u64, size: u64, device: Option<&str>) -> u64 {
         let bytes = ground.size_of("_DRIVER_OBJECT");
         let driver = self.create_named(ground, "Driver", "\\Driver", name, bytes);
-        ground.set("_DRIVER_OBJECT", "Type", driver, 4, 2);
-        ground.set("_DRIVER_OBJECT", "Size", driver, bytes, 2);
-        ground.set_pointer("_DRIVER_OBJECT", "DriverStart", driver, base);
-        ground.set("_DRIVER_OBJECT", "DriverSize", driver, size, 4);
+        ground.fill("_DRIVER_OBJECT", "Type", driver, 4, 2);
+        ground.fill("_DRIVER_OBJECT", "Size", driver, bytes, 2);
+        ground.fill_pointer("_DRIVER_OBJECT", "DriverStart", driver, base);
+        ground.fill("_DRIVER_OBJECT", "DriverSize", driver, size, 4);
         let at = driver + ground.at("_DRIVER_OBJECT", "DriverName");
         ground.put_string(at, &format!("\\Driver\\{name}"));
         let major = driver + ground.at("_DRIVER_OBJECT", "MajorFunction");
@@ -71,11 +71,11 @@ impl ObjectManager {
         if let Some(device) = device {
             let bytes = ground.size_of("_DEVICE_OBJECT");
             let object = self.create_named(ground, "Device", "\\Device", device, bytes);
-            ground.set("_DEVICE_OBJECT", "Type", object, 3, 2);
-            ground.set("_DEVICE_OBJECT", "Size", object, bytes, 2);
-            ground.set("_DEVICE_OBJECT", "ReferenceCount", object, 1, 4);
-            ground.set_pointer("_DEVICE_OBJECT", "DriverObject", object, driver);
-            ground.set_pointer("_DRIVER_OBJECT", "DeviceObject", driver, object);
+            ground.fill("_DEVICE_OBJECT", "Type", object, 3, 2);
+            ground.fill("_DEVICE_OBJECT", "Size", object, bytes, 2);
+            ground.fill("_DEVICE_OBJECT", "ReferenceCount", object, 1, 4);
+            ground.fill_pointer("_DEVICE_OBJECT", "DriverObject", object, driver);
+            ground.fill_pointer("_DRIVER_OBJECT", "DeviceObject", driver, object);
             self.devices.insert(format!("\\Device\\{device}"), object);
         }
         driver

@@ -44,7 +44,7 @@ pub trait Writing: Ground {
     }
 
     /// The offset of a member: the build's, or else the table's.
-    fn offset(&self, structure: &str, member: &str) -> Option<u64> {
+    fn find(&self, structure: &str, member: &str) -> Option<u64> {
         self.own_offset(structure, member).or_else(|| {
             let section = structures::section(self.is_64_bit(), self.build_number());
             section.get(structure)?.members.get(member).map(|member| member.offset)
@@ -53,7 +53,7 @@ pub trait Writing: Ground {
 
     /// The offset of a member that the caller cannot do without.
     fn at(&self, structure: &str, member: &str) -> u64 {
-        self.offset(structure, member).unwrap_or_else(|| panic!("build {}: no {structure}.{member}", self.build_number()))
+        self.find(structure, member).unwrap_or_else(|| panic!("build {}: no {structure}.{member}", self.build_number()))
     }
 
     /// Where the bits of a bit field are, in bits from the start of its structure.
@@ -103,15 +103,15 @@ pub trait Writing: Ground {
     }
 
     /// Writes a member of `width` bytes if the build has it.
-    fn set(&mut self, structure: &str, member: &str, address: u64, value: u64, width: u64) {
-        if let Some(offset) = self.offset(structure, member) {
+    fn fill(&mut self, structure: &str, member: &str, address: u64, value: u64, width: u64) {
+        if let Some(offset) = self.find(structure, member) {
             self.put(address + offset, value, width);
         }
     }
 
     /// Writes a pointer member if the build has it.
-    fn set_pointer(&mut self, structure: &str, member: &str, address: u64, value: u64) {
-        self.set(structure, member, address, value, self.pointer());
+    fn fill_pointer(&mut self, structure: &str, member: &str, address: u64, value: u64) {
+        self.fill(structure, member, address, value, self.pointer());
     }
 
     /// Writes a `_UNICODE_STRING` whose characters go to pool memory.

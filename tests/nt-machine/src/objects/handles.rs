@@ -54,7 +54,13 @@ fn write_table(ground: &mut impl Ground, entries: &BTreeMap<u32, Vec<u8>>, level
     let pointer = ground.pointer();
     let (each, per_page, per_table) = (2 * pointer, PAGE / (2 * pointer), PAGE / pointer);
     let highest = u64::from(entries.keys().last().copied().unwrap_or(0)) / 4;
-    let needed = if highest < per_page { 0 } else if highest < per_page * per_table { 1 } else { 2 };
+    let needed = if highest < per_page {
+        0
+    } else if highest < per_page * per_table {
+        1
+    } else {
+        2
+    };
     let level = level.max(needed);
     let mut leaves: BTreeMap<u64, u64> = BTreeMap::new();
     for (handle, bytes) in entries {
@@ -88,22 +94,27 @@ fn write_table(ground: &mut impl Ground, entries: &BTreeMap<u32, Vec<u8>>, level
     };
     let size = ground.size_of("_HANDLE_TABLE");
     let table = ground.allocate(b"Obtb", size);
-    ground.set_pointer("_HANDLE_TABLE", "TableCode", table, top | u64::from(level));
-    ground.set_pointer("_HANDLE_TABLE", "QuotaProcess", table, owner);
+    ground.fill_pointer("_HANDLE_TABLE", "TableCode", table, top | u64::from(level));
+    ground.fill_pointer("_HANDLE_TABLE", "QuotaProcess", table, owner);
     let width = if ground.build_number() < 9200 { pointer } else { 4 };
-    ground.set("_HANDLE_TABLE", "UniqueProcessId", table, u64::from(pid), width);
-    ground.set("_HANDLE_TABLE", "HandleCount", table, entries.len() as u64, 4);
+    ground.fill("_HANDLE_TABLE", "UniqueProcessId", table, u64::from(pid), width);
+    ground.fill("_HANDLE_TABLE", "HandleCount", table, entries.len() as u64, 4);
     let next = (leaves.keys().last().copied().unwrap_or(0) + 1) * per_page * 4;
-    ground.set("_HANDLE_TABLE", "NextHandleNeedingPool", table, next, 4);
+    ground.fill("_HANDLE_TABLE", "NextHandleNeedingPool", table, next, 4);
     table
 }
 
 /// Writes the handle table of a process.
 pub fn write_handles(ground: &mut impl Ground, handles: &[Handle], level: u8, owner: u64, pid: u32) -> u64 {
     let body = ground.at("_OBJECT_HEADER", "Body");
-    let entries = handles.iter().map(|handle| (handle.value, entry(ground, handle.object - body, handle.access, handle.attributes))).collect();
+    let entries = handles
+        .iter()
+        .map(|handle| (handle.value, entry(ground, handle.object - body, handle.access, handle.attributes)))
+        .collect();
     let table = write_table(ground, &entries, level, owner, pid);
-    if let (Some(head), Some(link)) = (ground.variable("HandleTableListHead", 2 * ground.pointer()), ground.offset("_HANDLE_TABLE", "HandleTableList")) {
+    if let (Some(head), Some(link)) =
+        (ground.variable("HandleTableListHead", 2 * ground.pointer()), ground.find("_HANDLE_TABLE", "HandleTableList"))
+    {
         ground.list_append(head, table + link);
     }
     table

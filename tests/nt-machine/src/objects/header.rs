@@ -33,6 +33,8 @@ pub struct ObjectManager {
     pub(super) files: BTreeMap<String, super::vad::MappedFile>,
     /// Devices, by path.
     pub devices: BTreeMap<String, u64>,
+    /// Named objects by type and path, but for directories, drivers, devices, links and types.
+    pub(super) named: BTreeMap<(String, String), u64>,
     /// `_MM_SESSION_SPACE` of each session.
     pub sessions: BTreeMap<u32, u64>,
 }
@@ -104,7 +106,15 @@ impl ObjectManager {
             cookie
         });
         let (types, directories, files) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut manager = Self { types, cookie, directories, files, devices: BTreeMap::new(), sessions: BTreeMap::new() };
+        let mut manager = Self {
+            types,
+            cookie,
+            directories,
+            files,
+            devices: BTreeMap::new(),
+            named: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+        };
         // The types are objects of a type that does not exist yet: their bodies come first, their headers when all are there.
         let pointer = ground.pointer();
         let table = ground.variable(if by_index { "ObTypeIndexTable" } else { "ObpObjectTypes" }, 0x100 * pointer);
@@ -128,10 +138,16 @@ impl ObjectManager {
             let name_at = address + ground.at("_OBJECT_TYPE", "Name");
             ground.put_string(name_at, name);
             // Before Windows 7 the index counts from 1 and is not in any header.
-            ground.set("_OBJECT_TYPE", "Index", address, u64::from(if by_index { index } else { index - 1 }), if by_index { 1 } else { 4 });
+            ground.fill(
+                "_OBJECT_TYPE",
+                "Index",
+                address,
+                u64::from(if by_index { index } else { index - 1 }),
+                if by_index { 1 } else { 4 },
+            );
             let key = u32::from_le_bytes(**&TYPES[nth].1);
-            ground.set("_OBJECT_TYPE", "Key", address, u64::from(key), 4);
-            if let Some(list) = ground.offset("_OBJECT_TYPE", "TypeList") {
+            ground.fill("_OBJECT_TYPE", "Key", address, u64::from(key), 4);
+            if let Some(list) = ground.find("_OBJECT_TYPE", "TypeList") {
                 ground.list_head(address + list);
             }
             if let Some(table) = table {
@@ -178,6 +194,11 @@ impl ObjectManager {
         manager
     }
 
+    /// Types and paths of the named objects that are not directories, drivers, devices, links or types, and their addresses.
+    pub fn named_paths(&self) -> Vec<(String, String, u64)> {
+        self.named.iter().map(|((kind, path), address)| (kind.clone(), path.clone(), *address)).collect()
+    }
+
     fn write_mask_table(&self, ground: &mut impl Ground) {
         let Some(table) = ground.variable("ObpInfoMaskToOffset", 0x100) else { return };
         let mut offsets = [0; 0x100];
@@ -202,10 +223,10 @@ impl ObjectManager {
         self.write_header(ground, header, new.kind, mask);
         if let Some((name, directory)) = new.name {
             let at = header - optional_size(ground, mask & (NAME | NAME - 1));
-            ground.set_pointer("_OBJECT_HEADER_NAME_INFO", "Directory", at, directory);
+            ground.fill_pointer("_OBJECT_HEADER_NAME_INFO", "Directory", at, directory);
             let string = at + ground.at("_OBJECT_HEADER_NAME_INFO", "Name");
             ground.put_string(string, name);
-            ground.set("_OBJECT_HEADER_NAME_INFO", "ReferenceCount", at, 1, 4);
+            ground.fill("_OBJECT_HEADER_NAME_INFO", "ReferenceCount", at, 1, 4);
         }
         if new.creator {
             let at = header - optional_size(ground, CREATOR);
@@ -217,10 +238,10 @@ impl ObjectManager {
 
     /// Writes the header of an object whose memory is there already.
     pub fn write_header(&self, ground: &mut impl Ground, header: u64, kind: &str, mask: u8) {
-        ground.set_pointer("_OBJECT_HEADER", "PointerCount", header, 3);
-        ground.set_pointer("_OBJECT_HEADER", "HandleCount", header, 1);
+        ground.fill_pointer("_OBJECT_HEADER", "PointerCount", header, 3);
+        ground.fill_pointer("_OBJECT_HEADER", "HandleCount", header, 1);
         if has_type_index(ground) {
-            ground.set("_OBJECT_HEADER", "InfoMask", header, u64::from(mask), 1);
+            ground.fill("_OBJECT_HEADER", "InfoMask", header, u64::from(mask), 1);
         } else {
             // NameInfoOffset, HandleInfoOffset, QuotaInfoOffset: bytes from the optional header to the header. A flag tells of the creator's.
             let first = ground.at("_OBJECT_HEADER", "NameInfoOffset");
@@ -244,16 +265,17 @@ impl ObjectManager {
         let header = object - ground.at("_OBJECT_HEADER", "Body");
         if has_type_index(ground) {
             let index = self.type_index(header, kind);
-            ground.set("_OBJECT_HEADER", "TypeIndex", header, u64::from(index), 1);
+            ground.fill("_OBJECT_HEADER", "TypeIndex", header, u64::from(index), 1);
         } else {
-            ground.set_pointer("_OBJECT_HEADER", "Type", header, self.types[kind].address);
+            ground.fill_pointer("_OBJECT_HEADER", "Type", header, self.types[kind].address);
         }
     }
 
     /// A named object in a directory, which must exist.
     pub fn create_named(&mut self, ground: &mut impl Ground, kind: &str, directory: &str, name: &str, size: u64) -> u64 {
         let parent = self.directories[directory];
-        let object = self.create(ground, &NewObject { kind, size, name: Some((name, parent)), quota: true, ..NewObject::default() });
+        let object =
+            self.create(ground, &NewObject { kind, size, name: Some((name, parent)), quota: true, ..NewObject::default() });
         self.insert(ground, directory, name, object);
         object
     }
@@ -262,12 +284,12 @@ impl ObjectManager {
     pub fn create_file(&mut self, ground: &mut impl Ground, device: u64, path: &str) -> u64 {
         let size = ground.size_of("_FILE_OBJECT");
         let file = self.create(ground, &NewObject { kind: "File", size, handles: true, ..NewObject::default() });
-        ground.set("_FILE_OBJECT", "Type", file, 5, 2);
-        ground.set("_FILE_OBJECT", "Size", file, size, 2);
-        ground.set_pointer("_FILE_OBJECT", "DeviceObject", file, device);
-        ground.set("_FILE_OBJECT", "Flags", file, 0x0004_4042, 4);
+        ground.fill("_FILE_OBJECT", "Type", file, 5, 2);
+        ground.fill("_FILE_OBJECT", "Size", file, size, 2);
+        ground.fill_pointer("_FILE_OBJECT", "DeviceObject", file, device);
+        ground.fill("_FILE_OBJECT", "Flags", file, 0x0004_4042, 4);
         for access in ["ReadAccess", "SharedRead"] {
-            ground.set("_FILE_OBJECT", access, file, 1, 1);
+            ground.fill("_FILE_OBJECT", access, file, 1, 1);
         }
         let name = file + ground.at("_FILE_OBJECT", "FileName");
         let bytes = utf16(path);

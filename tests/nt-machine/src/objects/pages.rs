@@ -19,7 +19,9 @@ const VALID: u64 = 0x863;
 /// The entry of a page in transition.
 fn transition(ground: &impl Ground, page: u64) -> u64 {
     let of = "_MMPTE_TRANSITION";
-    ground.field(of, "Transition", 1) | ground.field(of, "Protection", READ_WRITE) | ground.field(of, "PageFrameNumber", page >> 12)
+    ground.field(of, "Transition", 1)
+        | ground.field(of, "Protection", READ_WRITE)
+        | ground.field(of, "PageFrameNumber", page >> 12)
 }
 
 /// The entry that leads to a prototype entry.

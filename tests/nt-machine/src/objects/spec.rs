@@ -58,7 +58,18 @@ impl Module {
         let name = file.rsplit('\\').next().unwrap_or_default().to_owned();
         let timestamp = 0x5000_0000 | (base >> 12) as u32 & 0x0FFF_FFFF;
         let path = format!("C:{file}");
-        Self { name, path, base, size, entry_point: base + 0x1000, lists: InLists::ALL, wow64: false, file: file.to_owned(), entry: 0, timestamp }
+        Self {
+            name,
+            path,
+            base,
+            size,
+            entry_point: base + 0x1000,
+            lists: InLists::ALL,
+            wow64: false,
+            file: file.to_owned(),
+            entry: 0,
+            timestamp,
+        }
     }
 
     /// The executable.
@@ -174,7 +185,15 @@ pub struct Region {
 impl Region {
     /// Private memory, readable and writable.
     pub fn private(start: u64, pages: u64) -> Self {
-        Self { start, end: start + pages * 0x1000 - 1, kind: RegionKind::Private, protection: 4, commit: pages, pages: Vec::new(), node: 0 }
+        Self {
+            start,
+            end: start + pages * 0x1000 - 1,
+            kind: RegionKind::Private,
+            protection: 4,
+            commit: pages,
+            pages: Vec::new(),
+            node: 0,
+        }
     }
 
     /// A mapped file, read only.
@@ -236,7 +255,9 @@ impl Token {
     /// A user of the machine.
     pub fn user(rid: u32) -> Self {
         let user = format!("S-1-5-21-1111111111-2222222222-3333333333-{rid}");
-        let groups = ["S-1-5-21-1111111111-2222222222-3333333333-513", "S-1-1-0", "S-1-5-32-545", "S-1-5-4", "S-1-16-8192"].map(str::to_owned).to_vec();
+        let groups = ["S-1-5-21-1111111111-2222222222-3333333333-513", "S-1-1-0", "S-1-5-32-545", "S-1-5-4", "S-1-16-8192"]
+            .map(str::to_owned)
+            .to_vec();
         Self { user, groups, privileges: (0x6_0288_0000, 0x80_0000), logon: 0x2_9F31, address: 0 }
     }
 }

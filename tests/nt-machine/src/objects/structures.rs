@@ -86,7 +86,10 @@ pub fn section(is_64_bit: bool, build: u32) -> &'static Section {
     let number = |name: &str| name.rsplit('.').next().and_then(|last| last.parse::<u32>().ok()).unwrap_or(0);
     let fitting = sections().iter().filter(|(name, _)| name.starts_with(width));
     let not_newer = fitting.clone().filter(|(name, _)| number(name) <= build).max_by_key(|(name, _)| number(name));
-    not_newer.or_else(|| fitting.min_by_key(|(name, _)| number(name))).map(|(_, section)| section).expect("the table has both widths")
+    not_newer
+        .or_else(|| fitting.min_by_key(|(name, _)| number(name)))
+        .map(|(_, section)| section)
+        .expect("the table has both widths")
 }
 
 #[cfg(test)]

@@ -37,17 +37,17 @@ pub fn write_token(ground: &mut impl Ground, objects: &ObjectManager, token: &To
         ground.put(entry + ground.pointer(), attributes, 4);
         at += sid.len().next_multiple_of(8) as u64;
     }
-    ground.set_pointer("_TOKEN", "UserAndGroups", address, address + fixed);
-    ground.set("_TOKEN", "UserAndGroupCount", address, sids.len() as u64, 4);
-    ground.set("_TOKEN", "VariableLength", address, variable, 4);
-    ground.set("_TOKEN", "SessionId", address, u64::from(session), 4);
-    ground.set("_TOKEN", "TokenId", address, 0x1_0000 + serial * 0x31, 8);
-    ground.set("_TOKEN", "AuthenticationId", address, token.logon, 8);
+    ground.fill_pointer("_TOKEN", "UserAndGroups", address, address + fixed);
+    ground.fill("_TOKEN", "UserAndGroupCount", address, sids.len() as u64, 4);
+    ground.fill("_TOKEN", "VariableLength", address, variable, 4);
+    ground.fill("_TOKEN", "SessionId", address, u64::from(session), 4);
+    ground.fill("_TOKEN", "TokenId", address, 0x1_0000 + serial * 0x31, 8);
+    ground.fill("_TOKEN", "AuthenticationId", address, token.logon, 8);
     // TokenPrimary.
-    ground.set("_TOKEN", "TokenType", address, 1, 4);
-    ground.set("_TOKEN", "IntegrityLevelIndex", address, sids.len() as u64 - 1, 4);
+    ground.fill("_TOKEN", "TokenType", address, 1, 4);
+    ground.fill("_TOKEN", "IntegrityLevelIndex", address, sids.len() as u64 - 1, 4);
     // Since Windows Vista three masks: present, enabled, enabled by default. Before, an array elsewhere.
-    if let Some(privileges) = ground.offset("_TOKEN", "Privileges").filter(|_| ground.build_number() >= 6000) {
+    if let Some(privileges) = ground.find("_TOKEN", "Privileges").filter(|_| ground.build_number() >= 6000) {
         for (nth, mask) in [token.privileges.0, token.privileges.1, token.privileges.1].into_iter().enumerate() {
             ground.put(address + privileges + nth as u64 * 8, mask, 8);
         }

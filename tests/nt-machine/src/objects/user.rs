@@ -131,13 +131,14 @@ pub fn fill_peb(ground: &mut impl Ground, root: u64, peb: u64, wide: bool, heap:
     user_string(ground, &mut heap, parameters + layout.directory, &contents.directory, pointer);
     user_string(ground, &mut heap, parameters + layout.image_path, &contents.image_path, pointer);
     user_string(ground, &mut heap, parameters + layout.command_line, &contents.command_line, pointer);
-    let block: String = contents.environment.iter().map(|(name, value)| format!("{name}={value}\0")).chain(["\0".to_owned()]).collect();
+    let block: String =
+        contents.environment.iter().map(|(name, value)| format!("{name}={value}\0")).chain(["\0".to_owned()]).collect();
     let bytes = utf16(&block);
     heap.next = heap.next.next_multiple_of(0x1000);
     let environment = heap.take(bytes.len() as u64);
     ground.write_user(root, environment, &bytes);
     ground.put_user(root, parameters + layout.environment, environment, pointer);
-    if wide && let Some(size) = ground.offset("_RTL_USER_PROCESS_PARAMETERS", "EnvironmentSize") {
+    if wide && let Some(size) = ground.find("_RTL_USER_PROCESS_PARAMETERS", "EnvironmentSize") {
         ground.put_user(root, parameters + size, bytes.len() as u64, pointer);
     }
 
@@ -157,10 +158,12 @@ pub fn fill_peb(ground: &mut impl Ground, root: u64, peb: u64, wide: bool, heap:
         user_string(ground, &mut heap, entry + layout.full_name, &module.path, pointer);
         user_string(ground, &mut heap, entry + layout.base_name, &module.name, pointer);
         // The truth has the executable's entry of the kernel's own width.
-        let places = contents.modules.iter_mut().filter(|other| other.base == module.base && (wide || other.lists != InLists::EXECUTABLE));
+        let places =
+            contents.modules.iter_mut().filter(|other| other.base == module.base && (wide || other.lists != InLists::EXECUTABLE));
         places.for_each(|other| other.entry = entry);
     }
-    let in_list: [fn(&Module) -> bool; 3] = [|module| module.lists.load, |module| module.lists.memory, |module| module.lists.initialization];
+    let in_list: [fn(&Module) -> bool; 3] =
+        [|module| module.lists.load, |module| module.lists.memory, |module| module.lists.initialization];
     for (nth, in_list) in (0..).zip(in_list) {
         let link = 2 * pointer * nth;
         let head = loader + layout.lists + link;
@@ -212,7 +215,9 @@ pub fn write_image_header(ground: &mut impl Ground, root: u64, module: &Module, 
     put(0xD4, &0x400u32.to_le_bytes());
     put(if is_64_bit { 0x104 } else { 0xF4 }, &16u32.to_le_bytes());
     let sections = 0x98 + usize::from(optional);
-    for (nth, (name, start, flags)) in [(b".text\0\0\0", 0x1000u32, 0x6000_0020u32), (b".data\0\0\0", 0x2000, 0xC000_0040)].into_iter().enumerate() {
+    for (nth, (name, start, flags)) in
+        [(b".text\0\0\0", 0x1000u32, 0x6000_0020u32), (b".data\0\0\0", 0x2000, 0xC000_0040)].into_iter().enumerate()
+    {
         let at = sections + nth * 40;
         put(at, name);
         let size = if nth == 0 { 0x1000 } else { (module.size as u32).saturating_sub(0x2000).max(0x1000) };

@@ -43,7 +43,7 @@ impl ObjectManager {
         let mapped = self.section(ground, file, image, pages);
         let pointers = ground.allocate(b"MmSo", 3 * ground.pointer());
         ground.put_pointer(pointers + if image { 2 * ground.pointer() } else { 0 }, mapped.control_area);
-        ground.set_pointer("_FILE_OBJECT", "SectionObjectPointer", file, pointers);
+        ground.fill_pointer("_FILE_OBJECT", "SectionObjectPointer", file, pointers);
         self.files.insert(path.to_owned(), mapped);
         mapped
     }
@@ -59,23 +59,29 @@ impl ObjectManager {
         let subsection = control_area + area_size;
         let segment_size = ground.size_of("_SEGMENT");
         let segment = ground.allocate(b"MmSg", segment_size);
-        ground.set_pointer("_CONTROL_AREA", "Segment", control_area, segment);
+        ground.fill_pointer("_CONTROL_AREA", "Segment", control_area, segment);
         if file != 0 {
             // A fast reference since Windows Vista: the low bits count.
             let count = if ground.build_number() < 6000 { 0 } else { 3 };
-            ground.set_pointer("_CONTROL_AREA", "FilePointer", control_area, file | count);
+            ground.fill_pointer("_CONTROL_AREA", "FilePointer", control_area, file | count);
         }
-        let flags = if image { IMAGE | FILE } else if file != 0 { FILE } else { 0 };
-        ground.set("_CONTROL_AREA", "u", control_area, flags, 4);
-        ground.set_pointer("_CONTROL_AREA", "NumberOfSectionReferences", control_area, 1);
-        ground.set_pointer("_CONTROL_AREA", "NumberOfMappedViews", control_area, 1);
-        ground.set_pointer("_SUBSECTION", "ControlArea", subsection, control_area);
-        ground.set_pointer("_SUBSECTION", "SubsectionBase", subsection, prototypes);
-        ground.set("_SUBSECTION", "PtesInSubsection", subsection, pages, 4);
-        ground.set_pointer("_SEGMENT", "ControlArea", segment, control_area);
-        ground.set("_SEGMENT", "TotalNumberOfPtes", segment, pages, 4);
-        ground.set("_SEGMENT", "SizeOfSegment", segment, pages << 12, 8);
-        ground.set_pointer("_SEGMENT", "PrototypePte", segment, prototypes);
+        let flags = if image {
+            IMAGE | FILE
+        } else if file != 0 {
+            FILE
+        } else {
+            0
+        };
+        ground.fill("_CONTROL_AREA", "u", control_area, flags, 4);
+        ground.fill_pointer("_CONTROL_AREA", "NumberOfSectionReferences", control_area, 1);
+        ground.fill_pointer("_CONTROL_AREA", "NumberOfMappedViews", control_area, 1);
+        ground.fill_pointer("_SUBSECTION", "ControlArea", subsection, control_area);
+        ground.fill_pointer("_SUBSECTION", "SubsectionBase", subsection, prototypes);
+        ground.fill("_SUBSECTION", "PtesInSubsection", subsection, pages, 4);
+        ground.fill_pointer("_SEGMENT", "ControlArea", segment, control_area);
+        ground.fill("_SEGMENT", "TotalNumberOfPtes", segment, pages, 4);
+        ground.fill("_SEGMENT", "SizeOfSegment", segment, pages << 12, 8);
+        ground.fill_pointer("_SEGMENT", "PrototypePte", segment, prototypes);
         MappedFile { file, control_area, subsection, segment, prototypes }
     }
 
@@ -83,11 +89,11 @@ impl ObjectManager {
     pub fn section_object(&self, ground: &mut impl Ground, mapped: &MappedFile, pages: u64) -> u64 {
         let size = ground.size("_SECTION").or_else(|| ground.size("_SECTION_OBJECT")).unwrap_or(0x40);
         let object = self.create(ground, &NewObject { kind: "Section", size, ..NewObject::default() });
-        if ground.offset("_SECTION", "u1").is_some() {
-            ground.set_pointer("_SECTION", "u1", object, mapped.control_area);
-            ground.set("_SECTION", "SizeOfSection", object, pages << 12, 8);
+        if ground.find("_SECTION", "u1").is_some() {
+            ground.fill_pointer("_SECTION", "u1", object, mapped.control_area);
+            ground.fill("_SECTION", "SizeOfSection", object, pages << 12, 8);
         } else {
-            ground.set_pointer("_SECTION_OBJECT", "Segment", object, mapped.segment);
+            ground.fill_pointer("_SECTION_OBJECT", "Segment", object, mapped.segment);
         }
         object
     }
@@ -121,9 +127,9 @@ pub fn write_regions(ground: &mut impl Ground, objects: &mut ObjectManager, proc
         let hint = at + ground.at("_MM_AVL_TABLE", "NodeHint");
         ground.put_pointer(hint, top);
     }
-    ground.set_pointer("_EPROCESS", "VadHint", process, top);
-    ground.set_pointer("_EPROCESS", "VadCount", process, nodes.len() as u64);
-    ground.set("_EPROCESS", "NumberOfVads", process, nodes.len() as u64, 4);
+    ground.fill_pointer("_EPROCESS", "VadHint", process, top);
+    ground.fill_pointer("_EPROCESS", "VadCount", process, nodes.len() as u64);
+    ground.fill("_EPROCESS", "NumberOfVads", process, nodes.len() as u64, 4);
 }
 
 fn write_node(ground: &mut impl Ground, region: &Region, mapped: Option<&MappedFile>, process: u64) -> u64 {
@@ -133,9 +139,9 @@ fn write_node(ground: &mut impl Ground, region: &Region, mapped: Option<&MappedF
     let node = ground.allocate(tag, size);
     for (member, address) in [("Starting", region.start), ("Ending", region.end)] {
         let page = address >> 12;
-        let high = ground.offset(short, &format!("{member}VpnHigh"));
+        let high = ground.find(short, &format!("{member}VpnHigh"));
         let width = if high.is_some() { 4 } else { ground.pointer() };
-        ground.set(short, &format!("{member}Vpn"), node, page, width);
+        ground.fill(short, &format!("{member}Vpn"), node, page, width);
         if let Some(high) = high {
             ground.put(node + high, page >> 32, 1);
         }
@@ -149,19 +155,20 @@ fn write_node(ground: &mut impl Ground, region: &Region, mapped: Option<&MappedF
         | ground.field("_MMVAD_FLAGS", "ImageMap", u64::from(image));
     flags |= ground.field("_MMVAD_FLAGS", "VadType", if image { IMAGE_MAP } else { 0 });
     let width = ground.size_of("_MMVAD_FLAGS");
-    ground.set(short, "u", node, flags, width);
+    ground.fill(short, "u", node, flags, width);
     if ground.bits("_MMVAD_FLAGS1", "CommitCharge").is_some() {
-        let flags = ground.field("_MMVAD_FLAGS1", "CommitCharge", region.commit) | ground.field("_MMVAD_FLAGS1", "MemCommit", private);
-        ground.set(short, "u1", node, flags, 4);
+        let flags =
+            ground.field("_MMVAD_FLAGS1", "CommitCharge", region.commit) | ground.field("_MMVAD_FLAGS1", "MemCommit", private);
+        ground.fill(short, "u1", node, flags, 4);
     }
     if let Some(mapped) = mapped {
         let last = mapped.prototypes + ((region.end - region.start) >> 12) * pages::entry_width(ground);
-        ground.set_pointer("_MMVAD", "Subsection", node, mapped.subsection);
-        ground.set_pointer("_MMVAD", "ControlArea", node, mapped.control_area);
-        ground.set_pointer("_MMVAD", "FirstPrototypePte", node, mapped.prototypes);
-        ground.set_pointer("_MMVAD", "LastContiguousPte", node, last);
-        ground.set_pointer("_MMVAD", "VadsProcess", node, process | 1);
-        ground.set_pointer("_MMVAD", "FileObject", node, mapped.file);
+        ground.fill_pointer("_MMVAD", "Subsection", node, mapped.subsection);
+        ground.fill_pointer("_MMVAD", "ControlArea", node, mapped.control_area);
+        ground.fill_pointer("_MMVAD", "FirstPrototypePte", node, mapped.prototypes);
+        ground.fill_pointer("_MMVAD", "LastContiguousPte", node, last);
+        ground.fill_pointer("_MMVAD", "VadsProcess", node, process | 1);
+        ground.fill_pointer("_MMVAD", "FileObject", node, mapped.file);
     }
     node
 }
@@ -178,11 +185,11 @@ struct Tree {
 impl Tree {
     fn of(ground: &impl Ground) -> Self {
         let short = "_MMVAD_SHORT";
-        if let Some(node) = ground.offset(short, "VadNode") {
+        if let Some(node) = ground.find(short, "VadNode") {
             let member = |name| node + ground.at("_RTL_BALANCED_NODE", name);
             return Self { left: member("Left"), right: member("Right"), parent: member("ParentValue"), balanced: true };
         }
-        let parent = ground.offset(short, "Parent");
+        let parent = ground.find(short, "Parent");
         Self {
             left: ground.at(short, "LeftChild"),
             right: ground.at(short, "RightChild"),
