@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use crate::layout::{Layout, shared_offsets};
+use crate::layout::{self, Entry, Layout};
 use crate::paging::Paging;
 
 /// A build of Windows.
@@ -30,10 +30,11 @@ pub struct Build {
     pub isf: Option<Value>,
 }
 
-struct Row(&'static str, &'static str, u32, (u32, u32), Paging, &'static str);
+/// Name, name in the table, build number, version, page tables, program database.
+struct Row<'a>(&'a str, &'a str, u32, (u32, u32), Paging, &'static str);
 
 const FIXED: Paging = Paging::FourLevel { self_map: 0x1ED };
-const ROWS: &[Row] = &[
+const ROWS: &[Row<'_>] = &[
     Row("xp_sp3_x86", "xp_sp3_x86", 2600, (5, 1), Paging::Legacy, "ntoskrnl.pdb"),
     Row("xp_sp3_x86_pae", "xp_sp3_x86", 2600, (5, 1), Paging::Pae, "ntkrnlpa.pdb"),
     Row("win7_sp1_x86", "win7_sp1_x86", 7601, (6, 1), Paging::Pae, "ntkrpamp.pdb"),
@@ -49,30 +50,63 @@ const ROWS: &[Row] = &[
 ];
 
 impl Build {
-    /// All builds, the oldest first; none if the table of offsets is not there.
+    /// The builds that tests run on, the oldest first: one of each generation of structures.
     pub fn all() -> Vec<Self> {
         static ALL: OnceLock<Vec<Build>> = OnceLock::new();
         ALL.get_or_init(|| {
-            let Some(offsets) = shared_offsets() else { return Vec::new() };
-            ROWS.iter().map(|row| Self::from_row(row, &offsets["entries"])).collect()
+            let entries = layout::entries();
+            ROWS.iter().map(|row| Self::from_row(row, &entries)).collect()
         })
         .clone()
     }
 
-    /// The build of that name.
+    /// The build of that name: one of [`Build::all`], or any other of the table by its name there (`vista_sp2_x64`, `isf_x64_10.0.19041.3570`).
     pub fn named(name: &str) -> Option<Self> {
-        Self::all().into_iter().find(|build| build.name == name)
+        Self::all().into_iter().find(|build| build.name == name).or_else(|| {
+            let entries = layout::entries();
+            let entry = entries.iter().find(|entry| entry.name == name)?;
+            let version = match entry.number {
+                ..3790 => (5, 1),
+                3790 => (5, 2),
+                ..7600 => (6, 0),
+                ..9200 => (6, 1),
+                ..9600 => (6, 2),
+                ..10240 => (6, 3),
+                _ => (10, 0),
+            };
+            let (paging, pdb) = match (entry.is_64_bit, entry.number) {
+                (true, ..14393) => (FIXED, "ntkrnlmp.pdb"),
+                (true, _) => (Paging::FourLevel { self_map: 0x165 }, "ntkrnlmp.pdb"),
+                (false, ..6000) => (Paging::Legacy, "ntoskrnl.pdb"),
+                (false, _) => (Paging::Pae, "ntkrpamp.pdb"),
+            };
+            // A few structures are not enough to build a machine from.
+            let enough = entry.layout.structs.contains_key("_ETHREAD");
+            enough.then(|| Self::from_row(&Row(&entry.name, &entry.name, entry.number, version, paging, pdb), &entries))
+        })
     }
 
-    fn from_row(row: &Row, entries: &Value) -> Self {
+    fn from_row(row: &Row<'_>, entries: &[Entry]) -> Self {
         let Row(name, entry, number, version, paging, pdb_name) = *row;
-        let is_64_bit = matches!(paging, Paging::FourLevel { .. });
-        let mut layout = Layout::from_offsets(&entries[entry]["types"]);
-        if number == 26100 {
-            layout.borrow_missing(&Layout::from_offsets(&entries["isf_x64_10.0.22000.2538"]["types"]));
+        let find =
+            |name: &str| entries.iter().find(|entry| entry.name == name).unwrap_or_else(|| panic!("the table has no {name}"));
+        let entry = find(entry);
+        let mut layout = entry.layout.clone();
+        if !layout.structs.contains_key("_ETHREAD") {
+            layout.borrow_missing(&find("isf_x64_10.0.22000.2538").layout);
         }
-        let source = entries[entry]["source"].as_str().unwrap_or_default().to_owned();
-        Self { name: name.to_owned(), is_64_bit, number, version, paging, layout, source, pdb_name, isf: None }
+        let is_64_bit = entry.is_64_bit;
+        Self {
+            name: name.to_owned(),
+            is_64_bit,
+            number,
+            version,
+            paging,
+            layout,
+            source: entry.source.clone(),
+            pdb_name,
+            isf: None,
+        }
     }
 
     /// The build with all that a symbol file of the real kernel tells: every structure, every symbol at its place, the identity of its program database.

@@ -14,6 +14,7 @@
 
 pub mod build;
 pub mod compiled;
+mod isf;
 mod kdbg;
 pub mod kernel_image;
 pub mod layout;
@@ -22,6 +23,7 @@ pub mod memory;
 pub mod objects;
 pub mod options;
 pub mod paging;
+mod pointers;
 pub mod pool;
 pub mod process;
 mod state;
