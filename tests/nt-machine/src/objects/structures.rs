@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use serde_json::{Map, Value, json};
+
 /// Position of a member in bits: lowest bit, number of bits.
 pub type Bits = (u32, u32);
 
@@ -90,6 +92,46 @@ pub fn section(is_64_bit: bool, build: u32) -> &'static Section {
         .or_else(|| fitting.min_by_key(|(name, _)| number(name)))
         .map(|(_, section)| section)
         .expect("the table has both widths")
+}
+
+/// Adds what the table knows of a build to the types of a symbol file, in Volatility 3's format. What is there already stays, unless the table is of the very
+/// same build and says more.
+pub(crate) fn add_to_symbol_file(types: &mut Map<String, Value>, is_64_bit: bool, build: u32) {
+    let section = section(is_64_bit, build);
+    for (name, structure) in section {
+        let kind = if structure.union { "union" } else { "struct" };
+        let known = types.entry(name.clone()).or_insert_with(|| json!({"kind": kind, "size": structure.size, "fields": {}}));
+        let Some(fields) = known["fields"].as_object_mut() else { continue };
+        for (member, facts) in &structure.members {
+            let vague = |field: &Value| field["offset"] == json!(facts.offset) && field["type"]["name"] == "unsigned char";
+            if fields.get(member).is_none_or(vague) {
+                fields.insert(member.clone(), json!({"offset": facts.offset, "type": symbol_file_type(section, &facts.kind)}));
+            }
+        }
+    }
+}
+
+fn symbol_file_type(section: &Section, kind: &str) -> Value {
+    if let Some((holder, bits)) = kind.rsplit_once(':') {
+        let (position, length) = bits.split_once('+').expect("position and length");
+        let number = |text: &str| text.parse::<u64>().expect("a number");
+        let holder = symbol_file_type(section, holder);
+        return json!({"kind": "bitfield", "bit_position": number(position), "bit_length": number(length), "type": holder});
+    }
+    if let Some(target) = kind.strip_prefix('*') {
+        return json!({"kind": "pointer", "subtype": symbol_file_type(section, target)});
+    }
+    if let Some((count, of)) = kind.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let count: u64 = count.parse().expect("a count");
+        return json!({"kind": "array", "count": count, "subtype": symbol_file_type(section, of)});
+    }
+    match section.get(kind) {
+        Some(structure) if structure.union => json!({"kind": "union", "name": kind}),
+        Some(_) => json!({"kind": "struct", "name": kind}),
+        None if kind == "function" => json!({"kind": "function"}),
+        None if kind.starts_with('_') => json!({"kind": "struct", "name": kind}),
+        None => json!({"kind": "base", "name": kind}),
+    }
 }
 
 #[cfg(test)]
