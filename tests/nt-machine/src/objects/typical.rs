@@ -10,6 +10,7 @@ use super::handles;
 use super::header::ObjectManager;
 use super::hive::{self, Hive};
 use super::spec::{Contents, Handle, InLists, Module, Page, PageState, Region, Thread, Token};
+use super::vad;
 use crate::{Build, FIRST_TIME, NtMachine, Options, ProcessId, ProcessSpec};
 
 /// What a typical machine has besides its lists of processes and modules.
@@ -92,6 +93,7 @@ impl NtMachine {
         let mut machine = Self::new(build, options);
         let mut objects = ObjectManager::new(&mut machine, 0xA7);
         let links = populate_directories(&mut machine, &mut objects);
+        vad::write_protections(&mut machine);
         let unloaded = unloaded(&mut machine);
         let hook = machine.kernel_base() + 0x200_0000;
         machine.map_kernel_page(hook, crate::paging::KERNEL_CODE);

@@ -31,6 +31,19 @@ const FILE: u64 = 1 << 7;
 /// The kernel's numbers of `_MI_VAD_TYPE`.
 const IMAGE_MAP: u64 = 2;
 
+/// The kernel's numbers of protections as `PAGE_` constants: the array `MmProtectToValue`, which tools read to name them.
+pub fn write_protections(ground: &mut impl Ground) {
+    const PLAIN: [u32; 8] = [1, 2, 0x10, 0x20, 4, 8, 0x40, 0x80];
+    let Some(table) = ground.variable("MmProtectToValue", 32 * 4) else { return };
+    // Four times eight: plain, not cached, guarded, write-combined.
+    for (group, extra) in (0..).zip([0, 0x200, 0x100, 0x400]) {
+        for (nth, value) in (0..).zip(PLAIN) {
+            let value = if nth == 0 { 1 } else { value | extra };
+            ground.put(table + (group * 8 + nth) * 4, value.into(), 4);
+        }
+    }
+}
+
 impl ObjectManager {
     /// The section of a file, made when it is asked for first.
     pub fn mapped_file(&mut self, ground: &mut impl Ground, path: &str, image: bool, pages: u64) -> MappedFile {
