@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::NtMachine;
 use crate::layout::Kind;
+use crate::objects::structures::add_to_symbol_file;
 use crate::pointers::target;
 
 impl NtMachine {
@@ -34,6 +35,9 @@ impl NtMachine {
                 );
             }
             types.insert(name.clone(), json!({"kind": "struct", "size": self.build.layout.size(name), "fields": fields}));
+        }
+        if self.build.layout.borrowed.is_empty() {
+            add_to_symbol_file(&mut types, self.build.is_64_bit, self.build.number);
         }
         // Structures that members name, and those without which Volatility 3 does not load a symbol file of Windows.
         let named: Vec<String> = types.values().flat_map(named_structures).collect();

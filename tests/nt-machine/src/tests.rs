@@ -166,3 +166,16 @@ fn an_encoded_data_block_decodes_by_the_published_steps() {
     assert_eq!(clear[3], machine.base);
     assert_eq!(clear[0x50 / 8], machine.symbol_address("PsActiveProcessHead"));
 }
+
+#[test]
+fn every_build_makes_a_typical_machine() {
+    for build in Build::all() {
+        println!("{}", build.name);
+        let (machine, system) = NtMachine::typical(build);
+        let truth = machine.truth();
+        let placed: Vec<u64> = truth.processes.iter().filter(|p| p.linked).map(|p| p.eprocess).collect();
+        assert_eq!(walk(&machine), placed, "{}", truth.build);
+        assert_eq!(system.processes.len(), truth.processes.len());
+        println!("{} bytes of truth", system.to_json().to_string().len());
+    }
+}

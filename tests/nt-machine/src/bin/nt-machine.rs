@@ -1,9 +1,11 @@
 //! Writes a machine to a directory: `memory.raw`, its symbol file, and `truth.json`.
 //!
 //! ```text
-//! nt-machine --build win10_x64_19041 --out DIR [--memory MIB] [--isf REAL.json] [--full-size] [--small-pages] [--processes N]
+//! nt-machine --build win10_x64_19041 --out DIR [--memory MIB] [--isf REAL.json] [--full-size] [--small-pages] [--processes N] [--typical]
 //! nt-machine --list
 //! ```
+//!
+//! With `--typical` the machine has all objects that the builder knows, and `truth.json` has them as `system`.
 //!
 //! The symbol file lies where Volatility 3 looks for it below the directory it is given by `-s`: `symbols/windows/NTKRNLMP.PDB/GUID-AGE.json`.
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let (mut build, mut out, mut options, mut isf, mut processes) = (None, None, Options::default(), None, 0_u64);
+    let mut typical = false;
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("{argument} wants a value"));
         match argument.as_str() {
@@ -36,6 +39,7 @@ fn run() -> Result<(), Box<dyn Error>> {
             "--memory" => options = options.with_memory(value()?.parse::<u64>()? << 20),
             "--processes" => processes = value()?.parse()?,
             "--full-size" => options.kernel_full_size = true,
+            "--typical" => typical = true,
             "--small-pages" => options.kernel_large_pages = false,
             "--list" => {
                 Build::all().iter().for_each(|build| println!("{}", build.name));
@@ -50,17 +54,29 @@ fn run() -> Result<(), Box<dyn Error>> {
     if let Some(path) = isf {
         build = build.with_isf(serde_json::from_slice(&fs::read(path)?)?);
     }
-    let mut machine = NtMachine::new(build, options);
-    machine.populate();
+    let mut system = None;
+    let mut machine = if typical {
+        let (machine, objects) = NtMachine::typical_with(build, options);
+        system = Some(objects);
+        machine
+    } else {
+        let mut machine = NtMachine::new(build, options);
+        machine.populate();
+        machine
+    };
     for nth in 0..processes {
         let id = machine.add_process(ProcessSpec::new(&format!("worker{nth}.exe"), 8000 + nth * 8, 620));
         machine.add_thread(id, 8004 + nth * 8);
     }
     let truth = machine.truth();
+    let mut json = truth.to_json();
+    if let Some(system) = &system {
+        json["system"] = system.to_json();
+    }
     let symbols = out.join("symbols/windows").join(&truth.pdb.name);
     fs::create_dir_all(&symbols)?;
     machine.write_raw(&out.join("memory.raw"))?;
     fs::write(symbols.join(format!("{}-{}.json", truth.pdb.guid, truth.pdb.age)), serde_json::to_vec(&machine.isf())?)?;
-    fs::write(out.join("truth.json"), serde_json::to_vec_pretty(&truth.to_json())?)?;
+    fs::write(out.join("truth.json"), serde_json::to_vec_pretty(&json)?)?;
     Ok(())
 }
