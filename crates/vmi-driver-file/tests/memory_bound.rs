@@ -42,7 +42,7 @@ fn kdump(path: &Path) {
     let mut file = BufWriter::new(File::create(path).unwrap());
     file.write_all(&head[..2 * PAGE + bitmap.len()]).unwrap();
     file.write_all(&bitmap).unwrap();
-    (0..pages / 2 >> 16).for_each(|_| file.write_all(&descriptors).unwrap());
+    (0..pages >> 17).for_each(|_| file.write_all(&descriptors).unwrap());
     file.write_all(&packed).unwrap();
     file.into_inner().unwrap();
 }
@@ -79,14 +79,14 @@ fn whatever_the_size() {
 #[ignore = "run by the test `whatever_the_size`"]
 fn reading_within_the_bound() {
     setrlimit(Resource::RLIMIT_DATA, BOUND, BOUND).unwrap();
-    let image = std::env::var_os(IMAGE).expect("started by `whatever_the_size`, which names an image");
+    let image = std::env::var_os(IMAGE).unwrap();
     let vmi = Vmi::new(ImageDriver::open(image).unwrap());
     let regions = vmi.machine().memory.regions();
     // All over the machine, then one after another, in as many threads as want to.
     let mut buf = vec![0; 1 << 20];
     for number in 0..2000usize {
         let region = regions[number * 7919 * 104_729 % regions.len()];
-        let offset = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) % region.len() & !0xfff;
+        let offset = ((number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) % region.len()) & !0xfff;
         vmi.read_into(region.start().checked_add(offset).unwrap(), &mut buf[..PAGE]).unwrap();
     }
     std::thread::scope(|scope| {
