@@ -32,7 +32,7 @@ fn wine() -> PathBuf {
 
 /// Fetches Wine's PE files.
 fn wine_command() -> Command {
-    command("tests/lab/wine.sh", &[])
+    command("bash", &["tests/lab/wine.sh"])
 }
 
 fn lab_command(arguments: &[&str]) -> Command {
