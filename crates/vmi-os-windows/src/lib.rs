@@ -3,12 +3,25 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod builtin;
+mod file_time;
+mod guest;
 mod kernel;
+mod kernel_module;
 mod layout;
 mod pdb_identity;
+mod process;
+mod protection;
+mod running;
+mod thread;
+mod unicode_string;
+mod version;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use kernel::Kernel;
+pub use kernel_module::KernelModule;
 pub use pdb_identity::PdbIdentity;
+pub use process::Process;
+pub use protection::Protection;
+pub use thread::{Thread, ThreadState, WaitReason};
 pub use windows::{AttachError, Windows};
