@@ -2,11 +2,27 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
+mod handle;
+mod handle_table;
 mod kernel;
 mod layout;
+mod object;
+mod object_directory;
+mod object_layout;
+mod object_name;
+mod object_state;
+mod object_type;
 mod pdb_identity;
+pub mod registry;
+#[cfg(test)]
+mod test_guest;
 mod windows;
 
+pub use handle::Handle;
+pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
 pub use kernel::Kernel;
+pub use object::Object;
+pub use object_directory::{NamedObject, ObjectTree};
+pub use object_type::ObjectType;
 pub use pdb_identity::PdbIdentity;
 pub use windows::{AttachError, Windows};

@@ -8,11 +8,14 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::Kernel;
 use crate::layout::Layout;
+use crate::object_state::ObjectState;
 
 /// A Windows guest: its processes, modules, handles and symbols.
 pub struct Windows<'v, D: X86Driver> {
     pub(crate) space: AddressSpace<'v, D>,
     pub(crate) layout: Layout,
+    /// What is known about objects; see [`ObjectState`].
+    pub(crate) objects: ObjectState<'v, D>,
     kernel: Kernel,
 }
 
@@ -29,7 +32,8 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     pub fn with_kernel(vmi: &'v Vmi<D>, kernel: Kernel) -> Result<Self, AttachError> {
         let space = vmi.address_space(kernel.root, kernel.mode);
         let layout = Layout::new(&*kernel.types);
-        Ok(Self { space, layout, kernel })
+        let objects = ObjectState::new(&*kernel.types);
+        Ok(Self { space, layout, objects, kernel })
     }
 
     /// The machine.
