@@ -10,6 +10,7 @@ use vmi_core::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::layout::Layout;
+use crate::object_state::ObjectState;
 use crate::unicode_string::{self, Width};
 use crate::{Kernel, Process};
 
@@ -49,6 +50,8 @@ const SYSTEM_PID: u32 = 4;
 pub struct Windows<'v, D: X86Driver> {
     pub(crate) space: AddressSpace<'v, D>,
     pub(crate) layout: Layout,
+    /// What is known about objects; see [`ObjectState`].
+    pub(crate) objects: ObjectState<'v, D>,
     kernel: Kernel,
     /// The process System.
     system: VirtAddr,
@@ -79,7 +82,8 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     pub fn with_kernel(vmi: &'v Vmi<D>, kernel: Kernel) -> Result<Self, AttachError> {
         let space = vmi.address_space(kernel.root, kernel.mode);
         let layout = Layout::new(&*kernel.types);
-        let mut windows = Self { space, layout, kernel, system: VirtAddr::ZERO, process_list: VirtAddr::ZERO };
+        let objects = ObjectState::new(&*kernel.types);
+        let mut windows = Self { space, layout, objects, kernel, system: VirtAddr::ZERO, process_list: VirtAddr::ZERO };
         windows.system = windows.find_system().map_err(|source| AttachError::SystemProcess { source })?;
         windows.process_list = windows.find_process_list().map_err(|source| AttachError::SystemProcess { source })?;
         Ok(windows)
