@@ -138,7 +138,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     pub fn link_target(&self, link: VirtAddr) -> Result<String> {
         // The target has been behind the time of creation in all releases.
         let target = self.objects.layout.symbolic_link.target.offset().unwrap_or(8);
-        self.unicode_string(link.wrapping_add(target))
+        self.string(link.wrapping_add(target))
     }
 }
 

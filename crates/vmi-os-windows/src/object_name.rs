@@ -45,7 +45,7 @@ impl<D: X86Driver> Windows<'_, D> {
     /// As [`Memory::read_into`]; [`ErrorKind::NoType`] if the guest's types do not have a member.
     pub fn file_name(&self, file: VirtAddr) -> Result<Option<String>> {
         let layout = &self.objects.layout.file;
-        let name = self.unicode_string(layout.name.of(file)?)?;
+        let name = self.string(layout.name.of(file)?)?;
         let device = match self.pointer_or_null(file, layout.device)? {
             Some(device) => self.object_at(device).path()?.unwrap_or_default(),
             None => String::new(),

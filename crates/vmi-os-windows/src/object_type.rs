@@ -65,7 +65,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     /// The type whose `_OBJECT_TYPE` is at `at`.
     pub(crate) fn object_type_at(&self, at: VirtAddr) -> Result<ObjectType> {
         let layout = &self.objects.layout.object_type;
-        let name = self.unicode_string(layout.name.of(at)?)?;
+        let name = self.string(layout.name.of(at)?)?;
         if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
             return Err(Error::corrupt("no type of objects: its name cannot be one", at));
         }

@@ -84,7 +84,7 @@ impl<'l, 'v, D: X86Driver> MemoryHive<'l, 'v, D> {
     }
 
     fn text(&self, member: KernelField) -> Result<Option<String>> {
-        let text = self.windows.unicode_string(member.of(self.at)?)?;
+        let text = self.windows.string(member.of(self.at)?)?;
         Ok(Some(text).filter(|text| !text.is_empty()))
     }
 
