@@ -6,6 +6,7 @@ mod builtin;
 mod kernel;
 mod layout;
 mod pdb_identity;
+pub mod pe;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
