@@ -12,9 +12,9 @@ use crate::pdb_identity::MAX_RECORD;
 const MAX_ENTRIES: u64 = 64;
 
 pub(super) fn read<M: Memory<Addr = VirtAddr> + ?Sized>(image: &PeImage<'_, M>) -> Result<Option<PdbIdentity>> {
-    let Some(directory) = image.headers.directory(IMAGE_DIRECTORY_ENTRY_DEBUG.into()) else { return Ok(None) };
+    let Some(directory) = image.headers.directory(IMAGE_DIRECTORY_ENTRY_DEBUG) else { return Ok(None) };
     let size = size_of::<ImageDebugDirectory>() as u64;
-    let entries = u64::from(directory.size) / size;
+    let entries = u64::from(directory.size).checked_div(size).unwrap_or_default();
     if entries > MAX_ENTRIES {
         return Err(corrupt(
             image.base,

@@ -79,7 +79,7 @@ pub struct Exports<'i, M: ?Sized> {
 
 impl<'i, M: Memory<Addr = VirtAddr> + ?Sized> Exports<'i, M> {
     pub(super) fn read(image: &'i PeImage<'_, M>) -> Result<Option<Self>> {
-        let Some(directory) = image.headers.directory(IMAGE_DIRECTORY_ENTRY_EXPORT.into()) else { return Ok(None) };
+        let Some(directory) = image.headers.directory(IMAGE_DIRECTORY_ENTRY_EXPORT) else { return Ok(None) };
         let head: ImageExportDirectory = image.read(directory.offset.into(), "the export directory")?;
         let (functions, names) = (head.number_of_functions.get(LE), head.number_of_names.get(LE));
         for count in [functions, names] {

@@ -43,7 +43,7 @@ impl fmt::Display for FileVersion {
 
 /// Type, name and language are the three levels; the first name and language are taken.
 pub(super) fn read<M: Memory<Addr = VirtAddr> + ?Sized>(image: &PeImage<'_, M>) -> Result<Option<FileVersion>> {
-    let Some(directory) = image.headers.directory(IMAGE_DIRECTORY_ENTRY_RESOURCE.into()) else { return Ok(None) };
+    let Some(directory) = image.headers.directory(IMAGE_DIRECTORY_ENTRY_RESOURCE) else { return Ok(None) };
     let start = u64::from(directory.offset);
     let mut at = 0;
     for level in 0..3 {

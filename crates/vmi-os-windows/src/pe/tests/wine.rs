@@ -60,7 +60,7 @@ fn ours(memory: &TestMemory) -> Exports {
 /// The addresses are lines `[ 931] +base[ 932]  12a1b8 Export RVA`, or `... Forwarder RVA -- NTDLL.RtlAllocateHeap`; the names `[ 931] NtBuildNumber`, with the base in the second
 /// bracket in newer versions of objdump.
 fn objdump(path: &Path) -> Exports {
-    let output = Command::new("objdump").arg("-p").arg(path).output().expect("objdump of binutils");
+    let output = Command::new("objdump").arg("-p").arg(path).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let mut listed = Exports::default();
     let mut base = None;
