@@ -26,6 +26,7 @@ mod test_guest;
 mod thread;
 mod unicode_string;
 mod version;
+pub mod pe;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
