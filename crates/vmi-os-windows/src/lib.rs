@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
+mod builtin;
 mod kernel;
 mod layout;
 mod pdb_identity;
 mod windows;
 
+pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use kernel::Kernel;
 pub use pdb_identity::PdbIdentity;
 pub use windows::{AttachError, Windows};
