@@ -31,8 +31,8 @@ pub(super) struct Section {
     /// Offset of its first byte in the image, and its bytes there.
     pub(super) start: u32,
     pub(super) len: u32,
-    pub(super) write: bool,
-    pub(super) discardable: bool,
+    /// Whether it holds variables: it is neither code nor discarded after the start.
+    pub(super) is_data: bool,
 }
 
 /// What the first page of an image says.
@@ -94,8 +94,8 @@ impl Header {
                 name: *entry.first_chunk()?,
                 start: u32_at(entry, 12)?,
                 len: u32_at(entry, 8)?,
-                write: flags & 0x8000_0000 != 0,
-                discardable: flags & 0x0200_0000 != 0,
+                // IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_DISCARDABLE.
+                is_data: flags & 0x2200_0000 == 0,
             })
         };
         let sections: Vec<_> = table.chunks_exact(40).take(count).filter_map(section).collect();
