@@ -3,9 +3,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod builtin;
+pub mod discover;
 mod kernel;
 mod layout;
 mod pdb_identity;
+pub mod shape;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
