@@ -4,13 +4,45 @@
 
 mod builtin;
 pub mod discover;
+mod file_time;
+mod guest;
+mod handle;
+mod handle_table;
 mod kernel;
+mod kernel_module;
 mod layout;
+mod object;
+mod object_directory;
+mod object_layout;
+mod object_name;
+mod object_state;
+mod object_type;
 mod pdb_identity;
 pub mod shape;
+mod process;
+mod protection;
+mod running;
+mod thread;
+mod unicode_string;
+mod version;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use kernel::Kernel;
+pub use kernel_module::KernelModule;
+pub mod registry;
+#[cfg(test)]
+mod test_guest;
+mod windows;
+
+pub use handle::Handle;
+pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
+pub use kernel::Kernel;
+pub use object::Object;
+pub use object_directory::{NamedObject, ObjectTree};
+pub use object_type::ObjectType;
 pub use pdb_identity::PdbIdentity;
+pub use process::Process;
+pub use protection::Protection;
+pub use thread::{Thread, ThreadState, WaitReason};
 pub use windows::{AttachError, Windows};
