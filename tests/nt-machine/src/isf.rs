@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::NtMachine;
 use crate::layout::Kind;
+use crate::pointers::target;
 
 impl NtMachine {
     /// A symbol file (schema 6.2.0) for exactly this machine: the structures of its build, the kernel's symbols, the identity of its program database. Of a
@@ -27,7 +28,10 @@ impl NtMachine {
             let mut fields = Map::new();
             for (member, offset) in &of.members {
                 let kind = of.kinds.get(member).unwrap_or(&Kind::Any);
-                fields.insert(member.clone(), json!({"offset": offset, "type": self.isf_type(kind, *offset)}));
+                fields.insert(
+                    member.clone(),
+                    json!({"offset": offset, "type": self.isf_type(kind, *offset, target(name, member))}),
+                );
             }
             types.insert(name.clone(), json!({"kind": "struct", "size": self.build.layout.size(name), "fields": fields}));
         }
@@ -59,7 +63,7 @@ impl NtMachine {
         })
     }
 
-    fn isf_type(&self, kind: &Kind, offset: u64) -> Value {
+    fn isf_type(&self, kind: &Kind, offset: u64, target: &str) -> Value {
         let base = |name: &str| json!({"kind": "base", "name": name});
         let unsigned = |size: u64| {
             base(["unsigned char", "unsigned short", "unsigned long", "unsigned long long"][size.trailing_zeros() as usize])
@@ -68,14 +72,17 @@ impl NtMachine {
             Kind::Any => base("unsigned char"),
             Kind::Unsigned(size) => unsigned(*size),
             Kind::Signed(size) => base(["char", "short", "long", "long long"][size.trailing_zeros() as usize]),
-            Kind::Pointer => json!({"kind": "pointer", "subtype": base("void")}),
+            Kind::Pointer => match target {
+                "void" | "wchar" => json!({"kind": "pointer", "subtype": base(target)}),
+                _ => json!({"kind": "pointer", "subtype": {"kind": "struct", "name": target}}),
+            },
             Kind::Bits { lowest, width } => {
                 let position = lowest - offset * 8;
                 let holder = (position + width).div_ceil(8).next_power_of_two();
                 json!({"kind": "bitfield", "bit_position": position, "bit_length": width, "type": unsigned(holder)})
             }
             Kind::Struct(name) => json!({"kind": "struct", "name": name}),
-            Kind::Array(of, count) => json!({"kind": "array", "count": count, "subtype": self.isf_type(of, offset)}),
+            Kind::Array(of, count) => json!({"kind": "array", "count": count, "subtype": self.isf_type(of, offset, target)}),
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod machine;
 pub mod memory;
 pub mod options;
 pub mod paging;
+mod pointers;
 pub mod pool;
 pub mod process;
 mod state;

@@ -70,7 +70,7 @@ impl ProcessSpec {
 }
 
 /// 2024-03-01 12:00:00 UTC as FILETIME: when the machine was started.
-pub const FIRST_TIME: u64 = 133_537_752_000_000_000;
+pub const FIRST_TIME: u64 = 133_537_680_000_000_000;
 
 /// A process of the machine: its place in the order in which processes were made. [`ProcessId::SYSTEM`] is always there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
