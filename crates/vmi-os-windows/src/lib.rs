@@ -18,26 +18,23 @@ mod object_name;
 mod object_state;
 mod object_type;
 mod pdb_identity;
-pub mod shape;
 mod process;
 mod protection;
+pub mod registry;
 mod running;
+pub mod shape;
+#[cfg(test)]
+mod test_guest;
 mod thread;
 mod unicode_string;
 mod version;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
-pub use kernel::Kernel;
-pub use kernel_module::KernelModule;
-pub mod registry;
-#[cfg(test)]
-mod test_guest;
-mod windows;
-
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
 pub use kernel::Kernel;
+pub use kernel_module::KernelModule;
 pub use object::Object;
 pub use object_directory::{NamedObject, ObjectTree};
 pub use object_type::ObjectType;

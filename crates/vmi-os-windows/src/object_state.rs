@@ -41,11 +41,6 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         self.space.mode().pointer_size() as u64
     }
 
-    /// Whether an address is in the kernel's half: its highest bit is set.
-    pub(crate) fn is_kernel_address(&self, at: VirtAddr) -> bool {
-        if self.pointer_size() == 4 { at.get() >> 31 == 1 } else { at.get() >> 63 == 1 }
-    }
-
     /// A `_UNICODE_STRING` of the kernel: its length in bytes, its capacity, and behind padding a pointer to UTF-16 units.
     pub(crate) fn unicode_string(&self, at: VirtAddr) -> Result<String> {
         let [len, capacity] = self.space.read::<[u16; 2]>(at)?;

@@ -1,7 +1,7 @@
 //! The process System, and all processes in its list: where their names, ids, page tables and links are.
 
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{AddressSpace, Memory, Paging, PhysAddr, VirtAddr, list};
+use vmi_core::{AddressSpace, Paging, PhysAddr, VirtAddr, list};
 
 use super::findings::{Doubt, Findings, only};
 use super::object::{Object, is_kernel};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{AddressSpace, Memory, VirtAddr, list};
+use vmi_core::{AddressSpace, VirtAddr, list};
 
 use super::findings::{Doubt, Findings, only};
 use super::object::{Object, is_kernel, is_user_page};
