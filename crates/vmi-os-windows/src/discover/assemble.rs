@@ -160,7 +160,8 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
             }
             Err(why) => {
                 failures.push(why);
-                let Some(chosen) = unproven else {
+                // The header of a dump vouches for its kernel; what was only found in memory may be half of a leftover.
+                let Some(chosen) = unproven.filter(|chosen| chosen.system.is_some() || self.dump.is_some()) else {
                     let why = failures.join("; ");
                     return Err(Failure::NotUsable { base: self.image.base, root: self.image.root, why });
                 };

@@ -42,13 +42,11 @@ const VARIABLES: &[(usize, &str)] = &[
     (0x1c8, "MmHighestUserAddress"),
     (0x1d0, "MmSystemRangeStart"),
     (0x1d8, "MmUserProbeAddress"),
-    (0x208, "NtBuildLab"),
     (0x218, "KiProcessorBlock"),
     (0x220, "MmUnloadedDrivers"),
     (0x228, "MmLastUnloadedDriver"),
     (0x268, "CmNtCSDVersion"),
     (0x270, "MmPhysicalMemoryBlock"),
-    (0x2d8, "KeLoaderBlock"),
 ];
 
 /// Offsets of members of structures that the block gives, and sizes of structures.
@@ -160,6 +158,11 @@ impl DebuggerData {
     /// Sizes of structures: `("_EPROCESS", 0xa40)`.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, u64)> {
         SIZES_OF.iter().filter_map(|&(at, structure)| Some((structure, self.number(at)?))).filter(|(_, size)| *size != 0)
+    }
+
+    /// Where the text is that names the build: the variable `NtBuildLab`, or in new releases `NtBuildLabEx`. It begins with the build's number.
+    pub fn build_lab(&self) -> Option<VirtAddr> {
+        self.address(0x208)
     }
 
     fn address(&self, at: usize) -> Option<VirtAddr> {

@@ -36,7 +36,7 @@ struct Search<'s, 'v, D: X86Driver> {
 pub(super) fn image<D: X86Driver>(vmi: &Vmi<D>, lead: &Lead) -> Result<KernelImage, Failure> {
     let space = vmi.address_space(lead.root, lead.mode);
     let mut search = Search { space: &space, looked_into: 0, others: Vec::new() };
-    let said = lead.bases.iter().find_map(|&base| search.look(base));
+    let said = lead.bases.iter().filter(|&&base| can_be_base(lead.mode, base)).find_map(|&base| search.look(base));
     if let Some(image) = said.or_else(|| search.scan_back(&lead.hints)) {
         return Ok(image);
     }
@@ -135,6 +135,12 @@ impl<D: X86Driver> Search<'_, '_, D> {
         }
         None
     }
+}
+
+/// Whether a kernel's image can begin at `at`. Elsewhere lie other views of the same memory, such as that of the page tables on themselves.
+pub(super) fn can_be_base(mode: PagingMode, at: VirtAddr) -> bool {
+    let (first, last) = if mode.is_long() { KERNEL_RANGE } else { KERNEL_RANGE_32 };
+    (first..=last).contains(&at.get()) && at.is_aligned(PAGE_SIZE)
 }
 
 /// Bytes that one entry of a table of `level` covers.

@@ -8,7 +8,8 @@ use rustc_hash::FxHashMap;
 use vmi_arch_x86::{PagingMode, X86Driver};
 use vmi_core::{PAGE_SIZE, PhysAddr, VirtAddr, Vmi};
 
-use super::lead::{Lead, is_kernel_address};
+use super::lead::Lead;
+use super::locate;
 use super::scan::{self, Part};
 
 const PRESENT: u64 = 1;
@@ -57,7 +58,7 @@ pub(super) fn leads<D: X86Driver>(vmi: &Vmi<D>, image: PhysAddr, mode: PagingMod
             let at = VirtAddr::new(if mode.is_long() && below >> 47 != 0 { below | 0xffff_0000_0000_0000 } else { below });
             let mut lead = Lead::new(PhysAddr::new(root), mode);
             lead.bases.push(at);
-            is_kernel_address(mode, at).then_some(lead)
+            locate::can_be_base(mode, at).then_some(lead)
         })
         .collect();
     leads.sort_unstable_by_key(|lead| lead.root);
