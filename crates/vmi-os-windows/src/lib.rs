@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod builtin;
+pub mod discover;
 mod file_time;
 mod guest;
 mod handle;
@@ -21,6 +22,7 @@ mod process;
 mod protection;
 pub mod registry;
 mod running;
+pub mod shape;
 #[cfg(test)]
 mod test_guest;
 mod thread;
