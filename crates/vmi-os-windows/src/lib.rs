@@ -4,7 +4,10 @@
 
 mod handle;
 mod handle_table;
+mod file_time;
+mod guest;
 mod kernel;
+mod kernel_module;
 mod layout;
 mod object;
 mod object_directory;
@@ -16,6 +19,12 @@ mod pdb_identity;
 pub mod registry;
 #[cfg(test)]
 mod test_guest;
+mod process;
+mod protection;
+mod running;
+mod thread;
+mod unicode_string;
+mod version;
 mod windows;
 
 pub use handle::Handle;
@@ -24,5 +33,9 @@ pub use kernel::Kernel;
 pub use object::Object;
 pub use object_directory::{NamedObject, ObjectTree};
 pub use object_type::ObjectType;
+pub use kernel_module::KernelModule;
 pub use pdb_identity::PdbIdentity;
+pub use process::Process;
+pub use protection::Protection;
+pub use thread::{Thread, ThreadState, WaitReason};
 pub use windows::{AttachError, Windows};
