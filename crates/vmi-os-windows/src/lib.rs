@@ -6,6 +6,7 @@ mod handle;
 mod handle_table;
 mod file_time;
 mod guest;
+mod builtin;
 mod kernel;
 mod kernel_module;
 mod layout;
@@ -29,6 +30,7 @@ mod windows;
 
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
+pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use kernel::Kernel;
 pub use object::Object;
 pub use object_directory::{NamedObject, ObjectTree};
