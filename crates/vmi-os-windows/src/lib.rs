@@ -4,6 +4,7 @@
 
 mod handle;
 mod handle_table;
+mod hidden;
 mod file_time;
 mod guest;
 mod builtin;
@@ -20,9 +21,11 @@ mod pdb_identity;
 pub mod registry;
 #[cfg(test)]
 mod test_guest;
+mod pool_scan;
 mod process;
 mod protection;
 mod running;
+mod service_table;
 mod thread;
 mod unicode_string;
 mod version;
@@ -31,13 +34,16 @@ mod windows;
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
+pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};
 pub use kernel::Kernel;
 pub use object::Object;
 pub use object_directory::{NamedObject, ObjectTree};
 pub use object_type::ObjectType;
 pub use kernel_module::KernelModule;
 pub use pdb_identity::PdbIdentity;
+pub use pool_scan::{PoolProcess, PoolThread};
 pub use process::Process;
 pub use protection::Protection;
+pub use service_table::Service;
 pub use thread::{Thread, ThreadState, WaitReason};
 pub use windows::{AttachError, Windows};

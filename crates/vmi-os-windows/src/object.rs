@@ -110,7 +110,7 @@ impl<D: X86Driver> Object<'_, '_, D> {
     /// As [`Object::pointer_count`].
     pub fn name(&self) -> Result<Option<String>> {
         let Some(info) = self.name_info()? else { return Ok(None) };
-        let name = self.windows.unicode_string(self.windows.objects.layout.name_info.name.of(info)?)?;
+        let name = self.windows.string(self.windows.objects.layout.name_info.name.of(info)?)?;
         Ok(Some(name).filter(|name| !name.is_empty()))
     }
 
