@@ -153,14 +153,17 @@ impl<'l, 'v, D: X86Driver> HandleTable<'l, 'v, D> {
     ///
     /// A part of the table that is not in memory (tables are paged) is an error among the other handles; so is one that is found twice.
     pub fn entries(&self) -> HandleEntries<'l, 'v, D> {
-        let mut entries = HandleEntries { table: *self, todo: Vec::new(), seen: FxHashSet::default(), page: Vec::new(), next: 0, base: 0 };
+        let mut entries =
+            HandleEntries { table: *self, todo: Vec::new(), seen: FxHashSet::default(), page: Vec::new(), next: 0, base: 0 };
         let windows = self.windows;
         let code = windows.pointer(self.at, windows.objects.layout.handle_table.code);
         entries.todo.push(match code {
             // The low bits are the number of levels above the entries.
             Ok(code) => match code.get() & 7 {
                 level @ 0..=2 => Todo { level, base: 0, at: Ok(VirtAddr::new(code.get() & !7)) },
-                level => Todo { level: 0, base: 0, at: Err(Error::corrupt(format!("a handle table of {level} levels"), self.at)) },
+                level => {
+                    Todo { level: 0, base: 0, at: Err(Error::corrupt(format!("a handle table of {level} levels"), self.at)) }
+                }
             },
             Err(error) => Todo { level: 0, base: 0, at: Err(error) },
         });
@@ -229,7 +232,11 @@ impl<D: X86Driver> HandleEntries<'_, '_, D> {
         let at = todo.at?;
         if todo.base >= MAX_ENTRIES {
             self.todo.clear();
-            return Err(ErrorKind::Limit { what: "a handle table".to_owned(), limit: usize::try_from(MAX_ENTRIES).unwrap_or(usize::MAX) }.into());
+            return Err(ErrorKind::Limit {
+                what: "a handle table".to_owned(),
+                limit: usize::try_from(MAX_ENTRIES).unwrap_or(usize::MAX),
+            }
+            .into());
         }
         if !self.seen.insert(at) {
             return Err(Error::corrupt("a page of a handle table is found twice", at));

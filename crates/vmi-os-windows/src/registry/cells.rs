@@ -95,6 +95,8 @@ pub(crate) fn content_len(index: u32, size: i32, rest: u64) -> Result<usize, Reg
     let len = size.checked_sub(4).filter(|_| size <= rest && size % 8 == 0);
     match len.and_then(|len| usize::try_from(len).ok()) {
         Some(len) if len <= MAX_CELL => Ok(len),
-        _ => Err(RegistryError::corrupt(index, format!("its size of {size} bytes cannot be, with {rest} to the end of the hive"))),
+        _ => {
+            Err(RegistryError::corrupt(index, format!("its size of {size} bytes cannot be, with {rest} to the end of the hive")))
+        }
     }
 }

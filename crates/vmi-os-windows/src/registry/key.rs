@@ -92,7 +92,10 @@ impl<'h, C: Cells> Key<'h, C> {
         }
         let key = Self { hive, cell, node };
         if key.name_bytes().is_none() {
-            return Err(RegistryError::corrupt(cell, format!("a key of {} bytes with a name of {}", key.node.len(), key.short(0x48))));
+            return Err(RegistryError::corrupt(
+                cell,
+                format!("a key of {} bytes with a name of {}", key.node.len(), key.short(0x48)),
+            ));
         }
         Ok(key)
     }

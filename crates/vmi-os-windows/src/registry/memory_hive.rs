@@ -193,7 +193,8 @@ impl<D: X86Driver> Cells for MemoryHive<'_, '_, D> {
             return Err(RegistryError::corrupt(index, "is not at a multiple of 8"));
         }
         let rest = storage.len.checked_sub(offset).filter(|&rest| rest >= 4);
-        let rest = rest.ok_or_else(|| RegistryError::corrupt(index, format!("lies behind the {} bytes of the storage", storage.len)))?;
+        let rest =
+            rest.ok_or_else(|| RegistryError::corrupt(index, format!("lies behind the {} bytes of the storage", storage.len)))?;
         let mut size = [0; 4];
         self.read_cell(index, &mut size).map_err(memory)?;
         let len = content_len(index, i32::from_le_bytes(size), u64::from(rest))?;

@@ -96,7 +96,10 @@ impl<'h, C: Cells> Iterator for Tree<'h, C> {
             self.errors = self.errors.saturating_add(1);
             if self.errors > MAX_ERRORS {
                 self.stack.clear();
-                return Some(Err(RegistryError::Limit { what: "the list of errors of the tree of keys".to_owned(), limit: MAX_ERRORS }));
+                return Some(Err(RegistryError::Limit {
+                    what: "the list of errors of the tree of keys".to_owned(),
+                    limit: MAX_ERRORS,
+                }));
             }
         }
         Some(next)

@@ -265,6 +265,20 @@ fn contents_of(machine: &mut NtMachine, system: &mut System, who: &Who<'_>, id: 
                 thread(first.filter(|_| nth == 0).unwrap_or(who.pid + 20 + nth * 4), kernel + 0x1_0000 + nth * 0x100, 0, nth)
             })
             .collect();
+        // Even System has descriptors: ntdll and the page that all processes share. Registry has the bins of hives.
+        let libraries = space(machine).libraries;
+        contents.regions.push(Region { protection: 1, commit: 1, ..Region::private(0x7FFE_0000, 1) });
+        if who.pid == 4 {
+            contents.regions.push(Region::image(
+                libraries + 0x80_0000,
+                0x1F_5000,
+                &format!("{VOLUME}\\Windows\\System32\\ntdll.dll"),
+            ));
+        } else {
+            for hive in system.hives.iter().filter(|hive| hive.bins < 1 << 47 && hive.bins != 0) {
+                contents.regions.push(Region::private(hive.bins, (hive.cells.storage[0].bytes.len() as u64).div_ceil(0x1000)));
+            }
+        }
         return contents;
     }
     let place = space(machine);
