@@ -2,6 +2,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
+mod handle;
+mod handle_table;
+mod hidden;
+mod file_time;
+mod guest;
+mod builtin;
 mod builtin;
 pub mod discover;
 mod file_time;
@@ -18,6 +24,17 @@ mod object_name;
 mod object_state;
 mod object_type;
 mod pdb_identity;
+pub mod registry;
+#[cfg(test)]
+mod test_guest;
+mod pool_scan;
+mod process;
+mod protection;
+mod running;
+mod service_table;
+mod thread;
+mod unicode_string;
+mod version;
 mod process;
 mod protection;
 pub mod registry;
@@ -34,13 +51,17 @@ mod windows;
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
+pub use builtin::{BuildMatch, BuiltIn, Disagreement};
+pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};
 pub use kernel::Kernel;
-pub use kernel_module::KernelModule;
 pub use object::Object;
 pub use object_directory::{NamedObject, ObjectTree};
 pub use object_type::ObjectType;
+pub use kernel_module::KernelModule;
 pub use pdb_identity::PdbIdentity;
+pub use pool_scan::{PoolProcess, PoolThread};
 pub use process::Process;
 pub use protection::Protection;
+pub use service_table::Service;
 pub use thread::{Thread, ThreadState, WaitReason};
 pub use windows::{AttachError, Windows};
