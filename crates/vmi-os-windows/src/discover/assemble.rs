@@ -134,7 +134,8 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
                 }
                 Fit::Fits(system) => unproven = unproven.or(Some(Chosen { symbols, types, system: Some(system), remarks })),
                 Fit::Unknown(why) => {
-                    let remarks = with(remarks, format!("whether {} belongs to this kernel could not be checked: {why}", types.origin()));
+                    let remarks =
+                        with(remarks, format!("whether {} belongs to this kernel could not be checked: {why}", types.origin()));
                     unproven = unproven.or(Some(Chosen { symbols, types, system: None, remarks }));
                 }
                 Fit::Contradicts(why) => failures.push(format!("{} does not fit this kernel: {why}", types.origin())),

@@ -212,7 +212,9 @@ impl<D: X86Driver> Search<'_, D> {
         let latest = kernels.into_iter().max_by_key(|kernel| (time(kernel), core::cmp::Reverse(kernel.root)));
         let mut latest = latest.ok_or(Failure::NotThere("nothing in memory looks like it"))?;
         if others > 0 {
-            latest.remarks.push(format!("memory holds {others} more kernels, leftovers of earlier starts: the one whose clock is ahead was taken"));
+            latest.remarks.push(format!(
+                "memory holds {others} more kernels, leftovers of earlier starts: the one whose clock is ahead was taken"
+            ));
         }
         Ok(latest)
     }
@@ -220,7 +222,8 @@ impl<D: X86Driver> Search<'_, D> {
     /// The kernel whose image lies in physical memory, by page tables that map it.
     fn kernel_by_image(&self) -> Result<Kernel, Failure> {
         let all = [self.low(), self.rest()];
-        let mut furthest = Failure::NotThere("no image of a Windows kernel, and no record of its program database, lies in memory");
+        let mut furthest =
+            Failure::NotThere("no image of a Windows kernel, and no record of its program database, lies in memory");
         let mut keep = |failure: Failure| {
             if failure.progress() >= furthest.progress() {
                 furthest = failure;
@@ -246,7 +249,8 @@ impl<D: X86Driver> Search<'_, D> {
     fn first_kernel(&self, leads: &[Lead]) -> Result<Kernel, Failure> {
         let mut furthest: Option<Failure> = None;
         for lead in leads.iter().take(MAX_LEADS) {
-            let found = locate::image(self.vmi, lead).and_then(|image: KernelImage| assemble::kernel(self.vmi, self.options, &image));
+            let found =
+                locate::image(self.vmi, lead).and_then(|image: KernelImage| assemble::kernel(self.vmi, self.options, &image));
             match found {
                 Ok(kernel) => return Ok(kernel),
                 Err(failure) if furthest.as_ref().is_none_or(|furthest| failure.progress() > furthest.progress()) => {
