@@ -7,7 +7,7 @@
 use core::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::symbol_files::{SymbolCache, SymbolFile, SymbolFileError, pdb_identity_of};
+use crate::symbol_files::{PdbSignature, SymbolCache, SymbolFile, SymbolFileError, is_pdb};
 use crate::{PdbIdentity, symbol_files};
 
 /// Where Microsoft publishes the symbols of Windows; named in messages if the symbol path names no server.
@@ -206,11 +206,15 @@ fn file_name(name: &str) -> Option<&str> {
 fn open(path: &Path, identity: &PdbIdentity) -> Result<SymbolFile, SymbolFileError> {
     let other = |found: String| SymbolFileError::Other { path: path.to_owned(), found, wanted: identity.to_string() };
     let bytes = symbol_files::read(path)?;
-    // A plain folder has one database of each name, of whatever build: that is seen before all of it is read.
-    let same = |found: &PdbIdentity| (found.guid, found.age) == (identity.guid, identity.age);
-    if let Some(found) = pdb_identity_of(&bytes).filter(|found| !same(found)) {
-        return Err(other(found.key()));
+    if is_pdb(&bytes) {
+        // A plain folder has one database of each name, of whatever build: that is seen before all of it is read.
+        let found = PdbSignature::read(&bytes)?;
+        return match found.fits(identity) {
+            true => Ok(SymbolFile::from_pdb_of(&bytes, identity)?.with_origin(path.display().to_string())),
+            false => Err(other(found.identity().key())),
+        };
     }
+    let same = |found: &PdbIdentity| (found.guid, found.age) == (identity.guid, identity.age);
     let file = SymbolFile::parse(&bytes)?;
     match file.identity() {
         Some(found) if same(found) => Ok(file.with_origin(path.display().to_string())),

@@ -21,6 +21,7 @@ use vmi_core::{Isf, Result, Symbols, SymbolsBuilder, Type, TypeId, TypeSource, V
 
 use crate::PdbIdentity;
 use compact::Compact;
+pub(crate) use pdb::{Signature as PdbSignature, is_pdb};
 
 /// The longest symbol file that is read, in bytes. The kernel's program database has 10 to 30 MB.
 const MAX_LEN: u64 = 512 << 20;
@@ -50,7 +51,7 @@ impl SymbolFile {
     /// # Errors
     /// [`SymbolFileError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, SymbolFileError> {
-        if pdb::is_pdb(bytes) {
+        if is_pdb(bytes) {
             Self::from_pdb(bytes)
         } else if compact::is_compact(bytes) {
             Self::from_cache(bytes.to_vec())
@@ -59,13 +60,18 @@ impl SymbolFile {
         }
     }
 
-    /// Reads a program database (`.pdb`).
+    /// Reads a program database (`.pdb`). How it is named it does not know itself: its [`SymbolFile::identity`] has no name.
     ///
     /// # Errors
     /// [`SymbolFileError`]: [`SymbolFileError::Pdb`] or [`SymbolFileError::TooMany`].
     pub fn from_pdb(bytes: &[u8]) -> Result<Self, SymbolFileError> {
+        Self::from_pdb_of(bytes, &PdbSignature::read(bytes)?.identity())
+    }
+
+    /// As [`SymbolFile::from_pdb`], of a database that is known to have this identity.
+    pub(crate) fn from_pdb_of(bytes: &[u8], identity: &PdbIdentity) -> Result<Self, SymbolFileError> {
         let pdb = pdb::parse(bytes)?;
-        Self::new(compact::encode(&pdb.types, &pdb.symbols, pdb.pointer_size, Some(&pdb.identity))?, "program database")
+        Self::new(compact::encode(&pdb.types, &pdb.symbols, pdb.pointer_size, Some(identity))?, "program database")
     }
 
     /// Takes over what a Volatility symbol file says.
@@ -164,11 +170,6 @@ impl fmt::Debug for SymbolFile {
         debug.field("origin", &self.origin).field("identity", &self.identity);
         debug.field("symbols", &self.compact.symbols().len()).field("bytes", &self.compact.bytes().len()).finish()
     }
-}
-
-/// Which program database these bytes are; `None` if they are none, or damaged.
-pub(crate) fn pdb_identity_of(bytes: &[u8]) -> Option<PdbIdentity> {
-    if pdb::is_pdb(bytes) { pdb::identity(bytes).ok() } else { None }
 }
 
 /// The bytes of a file that is not longer than any real one.

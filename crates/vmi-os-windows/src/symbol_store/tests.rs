@@ -128,6 +128,27 @@ fn a_name_that_leads_elsewhere_is_no_path() {
     }
 }
 
+/// Real Windows bytes: the image of this database names age 1, the database says 3 and 1.
+#[test]
+fn real_windows_bytes_a_database_is_found_and_kept_by_the_age_that_the_image_names() {
+    let source = std::env::var_os("VMI_SHARED_DATA").map(|data| PathBuf::from(data).join("windows/pdb/ntdll.pdb"));
+    let Some(source) = source.filter(|source| source.exists()) else {
+        eprintln!("skipped: VMI_SHARED_DATA names no directory with windows/pdb/ntdll.pdb");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::copy(source, directory.path().join("ntdll.pdb")).unwrap();
+    let store = SymbolStore::parse("").with_directory(directory.path()).with_cache(SymbolCache::new(directory.path()));
+    for age in [1, 3] {
+        let identity = PdbIdentity::from_key("ntdll.pdb", &format!("CCC0E36120F424BE044DE630C3BD80C4{age}")).unwrap();
+        for _ in 0..2 {
+            assert_eq!(store.load(&identity).unwrap().identity(), Some(&identity));
+        }
+    }
+    let other = PdbIdentity::from_key("ntdll.pdb", "CCC0E36120F424BE044DE630C3BD80C42").unwrap();
+    assert!(store.load(&other).is_err());
+}
+
 proptest! {
     #[test]
     fn any_symbol_path_is_taken(path in "[srvcahe*;:/.a-z]{0,80}") {

@@ -20,7 +20,6 @@ use crate::PdbIdentity;
 
 /// What a program database says.
 pub(super) struct Parsed {
-    pub(super) identity: PdbIdentity,
     pub(super) pointer_size: u64,
     pub(super) types: Vec<Type>,
     /// Names and offsets in the image.
@@ -36,7 +35,7 @@ const DEBUG: StreamIndex = StreamIndex(3);
 
 const S_PUB32: u16 = 0x110e;
 
-pub(super) fn is_pdb(bytes: &[u8]) -> bool {
+pub(crate) fn is_pdb(bytes: &[u8]) -> bool {
     bytes.starts_with(b"Microsoft C/C++ ")
 }
 
@@ -51,17 +50,34 @@ impl From<pdb::Error> for SymbolFileError {
 }
 
 /// Which program database this is, without its symbols and types.
-pub(super) fn identity(bytes: &[u8]) -> Result<PdbIdentity, SymbolFileError> {
-    let mut pdb = PDB::open(Bounded { bytes })?;
-    let information = pdb.pdb_information()?;
-    // The age of the image is the one of this stream; that of the information stream goes up with every tool that writes.
-    let age = pdb.debug_information()?.age().unwrap_or(information.age);
-    // How the file was named, a database does not know itself.
-    Ok(PdbIdentity { name: String::new(), guid: information.guid.as_u128(), age })
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Signature {
+    guid: u128,
+    /// Of the debug stream: what the linker wrote, and what the image names.
+    age: u32,
+    /// Of the stream of information: it goes up with every tool that writes, such as the one that strips private symbols.
+    written: u32,
+}
+
+impl Signature {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, SymbolFileError> {
+        let mut pdb = PDB::open(Bounded { bytes })?;
+        let information = pdb.pdb_information()?;
+        let age = pdb.debug_information()?.age().unwrap_or(information.age);
+        Ok(Self { guid: information.guid.as_u128(), age, written: information.age })
+    }
+
+    pub(crate) fn fits(self, identity: &PdbIdentity) -> bool {
+        self.guid == identity.guid && [self.age, self.written].contains(&identity.age)
+    }
+
+    /// How the file is named, a database does not know itself.
+    pub(crate) fn identity(self) -> PdbIdentity {
+        PdbIdentity { name: String::new(), guid: self.guid, age: self.age }
+    }
 }
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, SymbolFileError> {
-    let identity = identity(bytes)?;
     let mut pdb = PDB::open(Bounded { bytes })?;
     let pointer_size = match pdb.debug_information()?.machine_type()? {
         MachineType::X86 => 4,
@@ -91,7 +107,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, SymbolFileError> {
         Some(stream) => types::read(stream.as_slice(), pointer_size)?,
         None => vec![Type::Void],
     };
-    Ok(Parsed { identity, pointer_size, types, symbols })
+    Ok(Parsed { pointer_size, types, symbols })
 }
 
 /// The name in the source of a C symbol: on 32-bit x86 `_name` (cdecl), `_name@8` (stdcall) and `@name@8` (fastcall) are `name`
