@@ -67,11 +67,11 @@ impl Build {
             let entry = entries.iter().find(|entry| entry.name == name)?;
             let version = match entry.number {
                 ..3790 => (5, 1),
-                3790 => (5, 2),
-                ..7600 => (6, 0),
-                ..9200 => (6, 1),
-                ..9600 => (6, 2),
-                ..10240 => (6, 3),
+                3790..6000 => (5, 2),
+                6000..7600 => (6, 0),
+                7600..9200 => (6, 1),
+                9200..9600 => (6, 2),
+                9600..10240 => (6, 3),
                 _ => (10, 0),
             };
             let (paging, pdb) = match (entry.is_64_bit, entry.number) {

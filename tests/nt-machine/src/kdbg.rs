@@ -19,8 +19,8 @@ impl NtMachine {
         let wide = self.build.is_64_bit;
         let size: usize = match self.build.number {
             ..6000 => 0x290,
-            ..9200 => 0x340,
-            ..14393 => 0x360,
+            6000..9200 => 0x340,
+            9200..14393 => 0x360,
             _ => 0x380,
         };
         // Addresses in a block of a 32-bit kernel: XP's have high halves of zero, later ones are sign-extended.

@@ -41,7 +41,6 @@ pub(crate) struct Image {
     pub(crate) codeview: u64,
     /// Free space in the writable data, for variables that come later.
     pub(crate) spare: std::ops::Range<u64>,
-    pub(crate) timestamp: u32,
 }
 
 /// GUID digits to the bytes in a CodeView record: the first three fields are little-endian.
@@ -79,7 +78,7 @@ pub(crate) fn write(plan: &Plan<'_>) -> Image {
     let full_size = plan.full_size || plan.given.is_some();
     let size = if full_size { FULL_SIZE } else { FULL_SIZE / 2 };
     let word = if plan.is_64_bit { 8 } else { 4 };
-    let mut image = Image { size, pdb: Some(plan.pdb.clone()), timestamp: plan.timestamp, ..Image::default() };
+    let mut image = Image { size, pdb: Some(plan.pdb.clone()), ..Image::default() };
 
     // Symbols: at the places that are given, else one after the other in their sections.
     let mut next: BTreeMap<&str, u64> =

@@ -12,12 +12,16 @@
 //! assert_eq!(machine.truth().processes[1].eprocess, machine.process(notepad).eprocess);
 //! ```
 
+#![allow(clippy::single_range_in_vec_init, reason = "runs of RAM: often there is one")]
+
 pub mod build;
+mod c_source;
 pub mod compiled;
 mod isf;
 mod kdbg;
 pub mod kernel_image;
 pub mod layout;
+pub mod live;
 pub mod machine;
 pub mod memory;
 pub mod objects;
@@ -35,6 +39,7 @@ mod variables;
 pub use build::Build;
 pub use compiled::CompiledKernel;
 pub use kernel_image::{KernelImage, Pdb};
+pub use live::{Backing, GuestProcess, GuestTruth, LiveMachine, LiveOptions, Running};
 pub use machine::NtMachine;
 pub use objects::typical::System;
 pub use options::{BrokenList, Kdbg, KvaShadow, Options};

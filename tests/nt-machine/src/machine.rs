@@ -38,7 +38,8 @@ impl NtMachine {
         let mut tables = PageTables::new(paging);
         let root = options.system_root.or_else(|| usual_root(&build, paging, &options));
         let root = tables.new_system_root(&mut memory, root);
-        let base = options.kernel_base.unwrap_or_else(|| usual_base(&build));
+        let linked = if let KernelImage::Compiled(compiled) = &options.kernel { Some(compiled.base) } else { None };
+        let base = linked.or(options.kernel_base).unwrap_or_else(|| usual_base(&build));
         let image = kernel(&build, &options, base);
         map_image(&mut memory, &mut tables, &build, &options, base, image.size);
         let places = Places::of(&build);

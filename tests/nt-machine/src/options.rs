@@ -15,7 +15,7 @@ pub enum Kdbg {
     Absent,
 }
 
-/// How the list of processes is broken.
+/// How the list of processes is broken ([`crate::NtMachine::break_list`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokenList {
     /// The last process leads back to the second one and never to the head.
@@ -70,8 +70,6 @@ pub struct Options {
     pub stale_kernel: bool,
     /// A KVA shadow; 64-bit builds that know `UserDirectoryTableBase` only.
     pub kva_shadow: KvaShadow,
-    /// How the list of processes is broken; done by [`crate::NtMachine::break_list`] when all processes are there.
-    pub broken_list: Option<BrokenList>,
     /// What random-looking choices depend on.
     pub seed: u64,
 }
@@ -94,7 +92,6 @@ impl Default for Options {
             lonely_header: false,
             stale_kernel: false,
             kva_shadow: KvaShadow::Off,
-            broken_list: None,
             seed: 1,
         }
     }

@@ -247,13 +247,13 @@ impl PageTables {
 
     /// Maps a page of 4 KiB.
     pub fn map(&mut self, memory: &mut PhysicalMemory, root: u64, va: u64, pa: u64, flags: u64) {
-        assert!(va % PAGE == 0 && pa % PAGE == 0);
+        assert!(va.is_multiple_of(PAGE) && pa.is_multiple_of(PAGE));
         self.put(memory, root, va, pa | self.allowed(flags), self.levels().len() - 1);
     }
 
     /// Maps a large page.
     pub fn map_large(&mut self, memory: &mut PhysicalMemory, root: u64, va: u64, pa: u64, flags: u64) {
-        assert!(va % self.large_page() == 0 && pa % self.large_page() == 0);
+        assert!(va.is_multiple_of(self.large_page()) && pa.is_multiple_of(self.large_page()));
         self.put(memory, root, va, pa | self.allowed(flags) | LARGE, self.levels().len() - 2);
     }
 

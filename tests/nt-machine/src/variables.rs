@@ -44,6 +44,11 @@ pub(crate) const SECTIONS: &[Section] = &[
 /// Bytes of an image of full size.
 pub(crate) const FULL_SIZE: u64 = 0x104_6000;
 
+/// Whether a section holds code.
+pub(crate) fn is_code(section: &str) -> bool {
+    SECTIONS.iter().any(|of| of.name == section && of.flags & 0x20 != 0)
+}
+
 /// One symbol.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Variable {

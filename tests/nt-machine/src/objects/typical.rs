@@ -364,10 +364,11 @@ fn regions(machine: &NtMachine, process: &crate::ProcessTruth, contents: &Conten
     let tebs = contents.threads.len() as u64 * 2 + 4;
     if machine.build_number() < 9200 {
         let step = if machine.is_64_bit() { 2 } else { 1 };
+        let lowest = if process.wow64_peb == 0 { process.peb } else { process.wow64_peb };
         for nth in 1..=contents.threads.len() as u64 {
-            all.push(Region::private(process.peb - nth * step * 0x1000, step));
+            all.push(Region::private(lowest - nth * step * 0x1000, step));
         }
-        all.push(Region::private(process.peb, if process.wow64_peb == 0 { 1 } else { 2 }));
+        all.push(Region::private(lowest, if process.wow64_peb == 0 { 1 } else { 2 }));
     } else {
         all.push(Region::private(process.peb & !0xFFF, tebs));
     }
