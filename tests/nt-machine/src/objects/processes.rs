@@ -53,7 +53,10 @@ impl ObjectManager {
             }
         }
         contents.handles.sort_by_key(|handle| handle.value);
-        if process.exit_time == 0 {
+        if process.exit_time != 0 {
+            // The object is signalled.
+            machine.fill("_DISPATCHER_HEADER", "SignalState", process.eprocess, 1, 4);
+        } else {
             let table =
                 handles::write_handles(machine, &contents.handles, contents.handle_level, process.eprocess, process.pid as u32);
             machine.fill_pointer("_EPROCESS", "ObjectTable", process.eprocess, table);
