@@ -37,6 +37,9 @@ struct start {
     u64 system_time;
     u64 prcb_current_thread;
     u64 idt;
+    u64 task_state;
+    u64 user_code;
+    u64 user_one_in;
     u64 fixed;
     struct truth_process fixed_process[MAX_TRUTH - SLOTS];
 };
@@ -140,12 +143,14 @@ static void begin_process(u64 slot)
     struct _EPROCESS *process = NtMachineStart.process[slot];
     struct _ETHREAD *thread = NtMachineStart.thread[slot];
     u64 page_table = process->Pcb.DirectoryTableBase;
+    void *peb = process->Peb;
     u64 pid = free_pid();
     u64 number = ++NtMachineTruth.created;
     u64 time = NtMachineStart.system_time + NtMachineTruth.ticks * 10000;
 
     memset(process, 0, sizeof *process);
     process->Pcb.DirectoryTableBase = page_table;
+    process->Peb = peb;
     process->Pcb.Header.Type = 3;
     process->Pcb.ThreadListHead.Flink = process->Pcb.ThreadListHead.Blink = &process->Pcb.ThreadListHead;
     process->ThreadListHead.Flink = process->ThreadListHead.Blink = &process->ThreadListHead;
@@ -212,7 +217,9 @@ static void reuse_memory(u64 slot)
 {
     struct _EPROCESS *process = NtMachineStart.process[slot];
     u64 page_table = process->Pcb.DirectoryTableBase;
+    void *peb = process->Peb;
     memset(process, 0xA5, sizeof *process);
+    process->Peb = peb;
     process->Pcb.DirectoryTableBase = page_table;
     state[slot] = 0;
 }
@@ -236,13 +243,14 @@ static void change(void)
 }
 
 /* The processor runs a thread of some process that lives: its page tables are loaded, its thread is the current one. */
-static void switch_process(void)
+static int switch_process(void)
 {
     u64 slot = next_random() % NtMachineStart.slots;
     if (state[slot] != 1)
-        return;
+        return 0;
     *(void **)NtMachineStart.prcb_current_thread = NtMachineStart.thread[slot];
     __asm__ volatile("movq %0, %%cr3" ::"r"(NtMachineStart.process[slot]->Pcb.DirectoryTableBase) : "memory");
+    return 1;
 }
 
 static void leave_process(void)
@@ -250,9 +258,23 @@ static void leave_process(void)
     __asm__ volatile("movq %0, %%cr3" ::"r"(NtMachineStart.page_table) : "memory");
 }
 
+__attribute__((used)) u64 kernel_stack = 1;
+
+/* To user mode, until the next interrupt: code at the first parameter, stack at the second. GS belongs to the process then. */
+__attribute__((naked)) static void run_user_code(u64 code, u64 stack)
+{
+    __asm__ volatile("pushq %rbx\n pushq %rbp\n pushq %rsi\n pushq %rdi\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+                     "movq %rsp, kernel_stack(%rip)\n swapgs\n"
+                     "pushq $0x2B\n pushq %rdx\n pushq $0x202\n pushq $0x33\n pushq %rcx\n iretq");
+}
+
+/* Counts; from user mode it goes back to who called run_user_code. */
 __attribute__((naked, used)) void KiTimerInterrupt(void)
 {
-    __asm__ volatile("pushq %rax\n movb $0x20, %al\n outb %al, $0x20\n incq NtMachineTruth+32(%rip)\n popq %rax\n iretq");
+    __asm__ volatile("pushq %rax\n movb $0x20, %al\n outb %al, $0x20\n incq NtMachineTruth+32(%rip)\n"
+                     "testb $3, 16(%rsp)\n jnz 1f\n popq %rax\n iretq\n"
+                     "1: swapgs\n movq kernel_stack(%rip), %rsp\n"
+                     "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rdi\n popq %rsi\n popq %rbp\n popq %rbx\n ret");
 }
 
 static void set_gate(u64 vector, void *handler)
@@ -291,12 +313,16 @@ __attribute__((used)) void KiRun(void)
     ordered();
     NtMachineTruth.magic = 0x6874757274746e6d;
 
-    for (;;) {
-        __asm__ volatile("sti\n hlt\n cli" ::: "memory");
+    __asm__ volatile("ltr %%ax" ::"a"(0x40));
+    for (int user = 0;;) {
+        if (user && NtMachineStart.user_one_in && next_random() % NtMachineStart.user_one_in == 0)
+            run_user_code(NtMachineStart.user_code, NtMachineStart.user_code - 64);
+        else
+            __asm__ volatile("sti\n hlt\n cli" ::: "memory");
         leave_process();
         for (u64 nth = 0; nth < NtMachineStart.changes_per_tick; nth++)
             change();
-        switch_process();
+        user = switch_process();
     }
 }
 
