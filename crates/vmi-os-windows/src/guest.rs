@@ -12,7 +12,7 @@ use crate::{Process, Thread, Windows, version};
 const MAX_BUILD_LAB: usize = 256;
 
 /// `Some` of what could be read, `None` where this guest's types do not describe it.
-fn known<T>(read: Result<T>) -> Result<Option<T>> {
+pub(crate) fn known<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Ok(value) => Ok(Some(value)),
         Err(error) if matches!(error.kind(), ErrorKind::NoType { .. } | ErrorKind::NoSymbol { .. }) => Ok(None),
@@ -21,7 +21,7 @@ fn known<T>(read: Result<T>) -> Result<Option<T>> {
 }
 
 /// As [`known`], with memory that is not there (paged out, or left out of a dump) as `None` too.
-fn present<T>(read: Result<T>) -> Result<Option<T>> {
+pub(crate) fn present<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Err(error) if error.is_absent() => Ok(None),
         other => known(other),
@@ -138,9 +138,7 @@ impl<D: X86Driver> Guest for Windows<'_, D> {
     }
 
     fn memory_areas(&self, pid: u32) -> Rows<'_, MemoryArea> {
-        _ = pid;
-        let error = Error::from(ErrorKind::NoType { name: "_MMVAD".to_owned(), why: "it is not read yet".to_owned() });
-        Box::new(std::iter::once(Err(error)))
+        self.held(move || Box::new(rows(self.process(pid).map(|process| process.memory_areas()))))
     }
 
     /// Windows has no kernel log in memory: the only row is the error that says so.
@@ -168,15 +166,15 @@ impl<D: X86Driver> Guest for Windows<'_, D> {
 
     fn translate(&self, pid: Option<u32>, at: VirtAddr) -> Result<Translation> {
         match pid {
-            Some(pid) => self.process(pid)?.address_space()?.translate(at),
+            Some(pid) => self.process(pid)?.memory()?.translate(at),
             None => self.space.translate(at),
         }
     }
 
     fn read_virtual(&self, pid: Option<u32>, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
         match pid {
-            Some(pid) => self.process(pid)?.address_space()?.read_into(at, buf),
-            None => self.space.read_into(at, buf),
+            Some(pid) => self.process(pid)?.memory()?.read_into(at, buf),
+            None => self.read_kernel(at, buf),
         }
     }
 }
