@@ -6,7 +6,8 @@ use vmi_core::{
     Thread as ThreadRow, Translation, VcpuId, VirtAddr, list::rows,
 };
 
-use crate::{Process, Thread, Windows, version};
+use crate::peb::arguments;
+use crate::{Process, Thread, Windows, triage, version};
 
 /// Bytes of `NtBuildLab`.
 const MAX_BUILD_LAB: usize = 256;
@@ -55,6 +56,9 @@ impl<D: X86Driver> Process<'_, '_, D> {
         row.state = exited.then_some(State::Zombie);
         row.kernel = known(self.is_kernel_process())?.unwrap_or(false);
         row.page_table = known(self.page_table())?.filter(|root| *root != PhysAddr::ZERO);
+        if !row.kernel && !exited {
+            row.command_line = present(self.command_line())?.flatten().map(|line| arguments(&line));
+        }
         Ok(row)
     }
 }
@@ -133,6 +137,13 @@ impl<D: X86Driver> Guest for Windows<'_, D> {
                 row.references = known(module.load_count())?.map(u32::from);
                 Ok(row)
             };
+            if triage::parts(self.vmi()).is_some() {
+                let row = |driver: crate::DumpedDriver| {
+                    let name = driver.name().to_owned();
+                    Ok(Module::new(name, driver.base, driver.size, VirtAddr::ZERO))
+                };
+                return Box::new(rows(self.dumped_drivers().map(|drivers| drivers.into_iter().map(row))));
+            }
             Box::new(self.kernel_modules().map(move |module| read(module?)).filter(|row| !is_gone(row)))
         })
     }

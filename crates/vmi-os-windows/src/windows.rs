@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::layout::Layout;
 use crate::process_memory::Pages;
+use crate::triage::{self, SavedObject};
 use crate::unicode_string::{self, Width};
 use crate::{Kernel, Process};
 
@@ -58,6 +59,8 @@ pub struct Windows<'v, D: X86Driver> {
     process_list: VirtAddr,
     /// See [`Windows::invalid_entry_mask`].
     pub(crate) invalid_mask: OnceLock<Option<u64>>,
+    /// Objects that a triage dump has outside of its virtual memory.
+    saved: Vec<SavedObject>,
 }
 
 /// Why a machine could not be read as a Windows guest.
@@ -84,17 +87,18 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         let space = vmi.address_space(kernel.root, kernel.mode);
         let layout = Layout::new(&*kernel.types);
         let (system, process_list) = (VirtAddr::ZERO, VirtAddr::ZERO);
-        let mut windows = Self { space, layout, kernel, system, process_list, invalid_mask: OnceLock::new() };
+        let (invalid_mask, saved) = (OnceLock::new(), triage::saved_objects(vmi, &layout));
+        let mut windows = Self { space, layout, kernel, system, process_list, invalid_mask, saved };
         windows.system = windows.find_system().map_err(|source| AttachError::SystemProcess { source })?;
         windows.process_list = windows.find_process_list().map_err(|source| AttachError::SystemProcess { source })?;
         Ok(windows)
     }
 
     fn find_system(&self) -> Result<VirtAddr> {
-        let by_variable = || self.checked_system(self.space.read_pointer(self.symbol("PsInitialSystemProcess")?)?);
+        let by_variable = || self.checked_system(self.kernel_pointer(self.symbol("PsInitialSystemProcess")?)?);
         let by_list = || {
             let head = self.symbol("PsActiveProcessHead")?;
-            self.checked_system(self.layout.process.links.owner(self.space.read_pointer(head)?)?)
+            self.checked_system(self.layout.process.links.owner(self.kernel_pointer(head)?)?)
         };
         // A triage dump holds the list's head, but not the variable.
         by_variable().or_else(|error| by_list().map_err(|other| if other.is_absent() { error } else { other }))
@@ -114,7 +118,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     fn find_process_list(&self) -> Result<VirtAddr> {
         self.symbol("PsActiveProcessHead").or_else(|missing| {
             let links = self.layout.process.links.of(self.system)?;
-            let before = self.space.read_pointer(links.wrapping_add(self.width().bytes()))?;
+            let before = self.kernel_pointer(links.wrapping_add(self.width().bytes()))?;
             let inside = before.offset_from(self.kernel.base).is_some_and(|offset| offset < self.kernel.size);
             if inside { Ok(before) } else { Err(missing) }
         })
@@ -147,7 +151,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
 
     /// The build of the kernel: as discovery found it, else as the variable `NtBuildNumber` says.
     pub fn build(&self) -> Option<u32> {
-        let variable = || Some(self.space.read::<u32>(self.symbol("NtBuildNumber").ok()?).ok()? & 0xffff);
+        let variable = || Some(KernelMemory(self).read::<u32>(self.symbol("NtBuildNumber").ok()?).ok()? & 0xffff);
         self.kernel.build.or_else(variable)
     }
 
@@ -215,7 +219,10 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     #[inline]
     pub(crate) fn read_kernel(&self, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
         match self.space.read_into(at, buf) {
-            Err(error) if error.is_absent() => Pages::of_kernel(self).read_on(at, buf, error),
+            Err(error) if error.is_absent() => match self.saved.iter().find_map(|saved| saved.place(at, buf.len())) {
+                Some(place) => self.vmi().read_into(place, buf),
+                None => Pages::of_kernel(self).read_on(at, buf, error),
+            },
             other => other,
         }
     }
