@@ -30,6 +30,9 @@ const LIBVIRT: &[(&str, &str)] = &[
     ("/usr/include/libvirt/libvirt.h", "libvirt-dev"),
 ];
 
+/// What compiles a kernel as a PE file with its program database, and the Debian packages that have it.
+const COMPILERS: &[(&str, &str)] = &[("clang", "clang"), ("lld-link", "lld"), ("llvm-pdbutil", "llvm")];
+
 /// Components of the Rust toolchain, and a program each brings along.
 const RUST: &[(&str, &str)] = &[("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")];
 
@@ -81,6 +84,14 @@ pub(crate) fn lab() -> Result<(), String> {
 /// As [`lab`].
 pub(crate) fn libvirt() -> Result<(), String> {
     packages(LIBVIRT)
+}
+
+/// Have what compiles a kernel as a PE file, or say what is missing.
+///
+/// # Errors
+/// As [`lab`].
+pub(crate) fn compilers() -> Result<(), String> {
+    packages(COMPILERS)
 }
 
 /// Have rustfmt and clippy, or say what is missing.

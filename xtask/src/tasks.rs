@@ -14,11 +14,25 @@ const DEMO_GUEST: &str = "x64-6.12-small";
 /// What a task came to: true if all passed, an error if a prerequisite is missing.
 type Outcome = Result<bool, String>;
 
+/// Where the lab keeps what it has fetched and made.
+fn cache() -> PathBuf {
+    let cache = std::env::var_os("VMI_LAB_CACHE").map(PathBuf::from);
+    cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache/vmi-lab"))).unwrap_or_default()
+}
+
 /// The directory that has an image of each guest of the lab.
 fn images() -> PathBuf {
-    let cache = std::env::var_os("VMI_LAB_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache/vmi-lab")));
-    cache.unwrap_or_default().join("images")
+    cache().join("images")
+}
+
+/// The directory that has Wine's PE files.
+fn wine() -> PathBuf {
+    cache().join("wine/usr/lib/x86_64-linux-gnu/wine/x86_64-windows")
+}
+
+/// Fetches Wine's PE files.
+fn wine_command() -> Command {
+    command("bash", &["tests/lab/wine.sh"])
 }
 
 fn lab_command(arguments: &[&str]) -> Command {
@@ -67,9 +81,16 @@ pub(crate) fn test() -> Outcome {
     steps.run_counted("lab", &mut lab_command(&[]), last_count, |counts| *counts);
     steps.run_counted("live", &mut live_command(), last_count, |counts| *counts);
     let libvirt = prerequisites::libvirt();
+    let compilers = prerequisites::compilers();
     let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
     let mut tests = cargo(&arguments);
     tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1");
+    if steps.run("wine", &mut wine_command()) {
+        tests.env("VMI_WINE_PE", wine());
+    }
+    if let Err(missing) = compilers {
+        steps.skip("kernels compiled as PE files", &missing);
+    }
     steps.run_counted("test", &mut tests, TestOutput::line, TestOutput::counts);
     match libvirt {
         Ok(()) => libvirt_tests(&mut steps),

@@ -46,19 +46,18 @@ pub struct MemoryMap {
 impl MemoryMap {
     /// A map of the union of `regions`, which may come in any order, touch and overlap.
     pub fn new(regions: impl IntoIterator<Item = Region>) -> Self {
-        let mut sorted: Vec<Region> = regions.into_iter().collect();
-        sorted.sort_by_key(|region| region.start);
-        let mut merged: Vec<Region> = Vec::with_capacity(sorted.len());
-        for region in sorted {
-            match merged.last_mut() {
-                Some(last) if region.start <= last.end() => {
-                    let end = last.end().max(region.end());
-                    last.len = end.get().wrapping_sub(last.start.get());
-                }
-                _ => merged.push(region),
+        // In place: a fragmented dump of a large machine has millions of regions.
+        let mut regions: Vec<Region> = regions.into_iter().collect();
+        regions.sort_unstable_by_key(|region| region.start);
+        regions.dedup_by(|region, last| {
+            let touches = region.start <= last.end();
+            if touches {
+                last.len = last.end().max(region.end()).get().wrapping_sub(last.start.get());
             }
-        }
-        Self { regions: merged }
+            touches
+        });
+        regions.shrink_to_fit();
+        Self { regions }
     }
 
     /// The regions, ascending and disjoint.

@@ -73,17 +73,20 @@ impl ImageDriver {
 
         let (mapping, indexed) = locate(&image.parts).map_err(wrong)?;
         let zeros = MemoryMap::new(image.zeros);
-        let packed = image.packed.map(|blocks| (blocks.memory(), PackedMemory::new(blocks, machine_name.clone())));
+        let (below, packed) =
+            image.packed.map(|blocks| (blocks.memory(), PackedMemory::new(blocks, machine_name.clone()))).unzip();
         let mapped = mapping.memory_map();
         let regions = mapped.regions().iter().chain(zeros.regions()).copied();
         let plain = MemoryMap::new(regions.chain(indexed.iter().map(|(piece, _)| piece.region)));
-        let below = packed.iter().flat_map(|(memory, _)| memory.regions().iter().copied());
-        let memory = MemoryMap::new(plain.regions().iter().copied().chain(below));
+        let memory = match below {
+            None => plain.clone(),
+            Some(below) if plain.regions().is_empty() => below,
+            Some(below) => MemoryMap::new(plain.regions().iter().chain(below.regions()).copied()),
+        };
         if memory.regions().is_empty() {
             return Err(wrong(FormatError::NoMemory));
         }
         let machine = MachineInfo { name: machine_name, memory, liveness: Liveness::Frozen, notes: image.notes };
-        let packed = packed.map(|(_, packed)| packed);
         Ok(Self { machine, mapping, indexed, packed, zeros, plain, registers: image.registers, format, compression })
     }
 

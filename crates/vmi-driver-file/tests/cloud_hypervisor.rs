@@ -111,7 +111,7 @@ fn lies_are_found() {
     let whole = state(Form::Text, &RANGES, &vcpus(false));
     let files = directory(&[("memory-ranges", &memory())]);
     let path = files.path().join("state.json");
-    for len in (1..whole.len()).step_by(611) {
+    for len in (1..whole.len()).filter(|len| len % 61 == 0 || *len < 2048 || *len + 2048 > whole.len()) {
         std::fs::write(&path, &whole.as_bytes()[..len]).unwrap();
         assert!(!exercise_path(&path, false), "{len}");
         exercise_path(&path, true);

@@ -108,8 +108,9 @@ fn cut_short_anywhere() {
         let bytes = state(form, &[(0, MIB)], &vcpus);
         let files = directory(&[("mem", &memory()[..1 << 20])]);
         let path = files.path().join("state");
-        for len in (16..bytes.len()).step_by(29) {
+        for len in 16..bytes.len() {
             std::fs::write(&path, &bytes[..len]).unwrap();
+            // Behind its table of memory a state that is cut only lacks registers, of which it does not tell the number.
             exercise_path(&path, false);
             exercise_path(&path, true);
         }

@@ -174,7 +174,7 @@ fn lies_are_found() {
 fn cut_short_anywhere() {
     let bytes = state(WIDE, true);
     assert!(exercise(&bytes, None, false));
-    for len in (1..bytes.len()).step_by(13) {
+    for len in 1..bytes.len() {
         assert!(!exercise(&bytes[..len], Some(Format::Vmware), false), "{len}");
         exercise(&bytes[..len], Some(Format::Vmware), true);
     }

@@ -107,7 +107,7 @@ fn cut_short_anywhere() {
     core.vcpus = vec![vcpu(1000, 0x10, 0)];
     let bytes = core.bytes();
     assert!(exercise(&bytes, None, false));
-    for len in (1..bytes.len()).step_by(7) {
+    for len in 1..bytes.len() {
         assert!(!exercise(&bytes[..len], Some(Format::XenCore), false), "{len}");
         exercise(&bytes[..len], Some(Format::XenCore), true);
     }

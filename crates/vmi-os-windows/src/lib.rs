@@ -2,18 +2,30 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
+mod builtin;
 mod file_time;
 mod guest;
+mod handle;
+mod handle_table;
 mod kernel;
 mod kernel_module;
 mod layout;
 mod loaded_module;
+mod object;
+mod object_directory;
+mod object_layout;
+mod object_name;
+mod object_state;
+mod object_type;
 mod pdb_identity;
 mod peb;
 mod process;
 mod process_memory;
 mod protection;
+pub mod registry;
 mod running;
+#[cfg(test)]
+mod test_guest;
 mod thread;
 mod token;
 mod triage;
@@ -23,9 +35,15 @@ mod vad;
 mod version;
 mod windows;
 
+pub use builtin::{BuildMatch, BuiltIn, Disagreement};
+pub use handle::Handle;
+pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
 pub use kernel::Kernel;
 pub use kernel_module::KernelModule;
 pub use loaded_module::{LoadedModule, ModuleOrder, ModuleViews};
+pub use object::Object;
+pub use object_directory::{NamedObject, ObjectTree};
+pub use object_type::ObjectType;
 pub use pdb_identity::PdbIdentity;
 pub use peb::{Peb, arguments};
 pub use process::Process;

@@ -16,6 +16,14 @@ pub struct PdbIdentity {
 }
 
 impl PdbIdentity {
+    /// The identity that a key of a symbol store ([`PdbIdentity::key`]) gives; `None` if it is none.
+    pub fn from_key(name: &str, key: &str) -> Option<Self> {
+        let hexadecimal = |digits: &str| digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let (guid, age) = key.split_at_checked(32).filter(|(guid, age)| hexadecimal(guid) && hexadecimal(age))?;
+        let guid = u128::from_str_radix(guid, 16).ok()?;
+        Some(Self { name: name.to_owned(), guid, age: u32::from_str_radix(age, 16).ok()? })
+    }
+
     /// The key of a symbol store: the GUID in 32 upper-case digits and the age in hexadecimal without leading zeros.
     pub fn key(&self) -> String {
         format!("{:032X}{:X}", self.guid, self.age)

@@ -11,6 +11,7 @@ use vmi_core::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::layout::Layout;
+use crate::object_state::ObjectState;
 use crate::process_memory::Pages;
 use crate::triage::{self, SavedObject};
 use crate::unicode_string::{self, Width};
@@ -52,6 +53,8 @@ const SYSTEM_PID: u32 = 4;
 pub struct Windows<'v, D: X86Driver> {
     pub(crate) space: AddressSpace<'v, D>,
     pub(crate) layout: Layout,
+    /// What is known about objects; see [`ObjectState`].
+    pub(crate) objects: ObjectState<'v, D>,
     kernel: Kernel,
     /// The process System.
     system: VirtAddr,
@@ -88,7 +91,8 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         let layout = Layout::new(&*kernel.types);
         let (system, process_list) = (VirtAddr::ZERO, VirtAddr::ZERO);
         let (invalid_mask, saved) = (OnceLock::new(), triage::saved_objects(vmi, &layout));
-        let mut windows = Self { space, layout, kernel, system, process_list, invalid_mask, saved };
+        let objects = ObjectState::new(&*kernel.types);
+        let mut windows = Self { space, layout, objects, kernel, system, process_list, invalid_mask, saved };
         windows.system = windows.find_system().map_err(|source| AttachError::SystemProcess { source })?;
         windows.process_list = windows.find_process_list().map_err(|source| AttachError::SystemProcess { source })?;
         Ok(windows)
