@@ -1,19 +1,27 @@
 //! Open handles of a process: which objects it uses, and what it may do with them.
 
 use vmi_arch_x86::X86Driver;
+use vmi_core::Result;
 use vmi_core::list::rows;
-use vmi_core::{Result, VirtAddr};
 
-use crate::{HandleEntries, HandleEntry, Object, Windows};
+use crate::{HandleEntry, Object, Process};
 
 /// An open handle. What it leads to is read when asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Handle<'l, 'v, D: X86Driver> {
+#[derive(Debug)]
+pub struct Handle<'w, 'v, D: X86Driver> {
     entry: HandleEntry,
-    object: Object<'l, 'v, D>,
+    object: Object<'w, 'v, D>,
 }
 
-impl<'l, 'v, D: X86Driver> Handle<'l, 'v, D> {
+impl<D: X86Driver> Clone for Handle<'_, '_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: X86Driver> Copy for Handle<'_, '_, D> {}
+
+impl<'w, 'v, D: X86Driver> Handle<'w, 'v, D> {
     /// The value of the handle.
     pub fn value(&self) -> u64 {
         self.entry.handle
@@ -30,28 +38,21 @@ impl<'l, 'v, D: X86Driver> Handle<'l, 'v, D> {
     }
 
     /// The object that it leads to.
-    pub fn object(&self) -> Object<'l, 'v, D> {
+    pub fn object(&self) -> Object<'w, 'v, D> {
         self.object
     }
 }
 
-impl<'v, D: X86Driver> Windows<'v, D> {
-    /// The open handles of the process whose `_EPROCESS` is at `process`, in ascending order; none if it has ended.
+impl<'w, 'v, D: X86Driver> Process<'w, 'v, D> {
+    /// Its open handles, in ascending order; none if it has ended. Those of the process System are the kernel's own.
     ///
-    /// The handles of the process System are those of the kernel itself. Errors as in [`HandleTable::entries`](crate::HandleTable::entries).
-    pub fn handles_of(&self, process: VirtAddr) -> impl Iterator<Item = Result<Handle<'_, 'v, D>>> {
-        let entries = self.handle_table_of(process).map(|table| table.map(|table| table.entries()).into_iter().flatten());
-        rows(entries).map(|entry| {
+    /// Errors are among the other rows, as in [`HandleTable::entries`](crate::HandleTable::entries).
+    pub fn handles(&self) -> impl Iterator<Item = Result<Handle<'w, 'v, D>>> + use<'w, 'v, D> {
+        let windows = self.windows;
+        let table = self.handle_table().and_then(|table| table.map(|table| windows.handle_table_at(table)).transpose());
+        rows(table.map(|table| table.map(|table| table.entries()).into_iter().flatten())).map(move |entry| {
             let entry = entry?;
-            Ok(Handle { entry, object: self.object_of_header(entry.pointer)? })
+            Ok(Handle { entry, object: windows.object_of_header(entry.pointer)? })
         })
-    }
-
-    /// The open handles of a table of entries.
-    pub(crate) fn bodies<'l>(
-        &'l self,
-        entries: HandleEntries<'l, 'v, D>,
-    ) -> impl Iterator<Item = Result<(HandleEntry, Object<'l, 'v, D>)>> {
-        entries.map(|entry| entry.map(|entry| (entry, self.object_at(entry.pointer))))
     }
 }

@@ -101,7 +101,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     /// # Errors
     /// As [`Windows::handle_table_at`] and [`Memory::read_into`].
     pub fn handle_table_of(&self, process: VirtAddr) -> Result<Option<HandleTable<'_, 'v, D>>> {
-        let table = self.pointer_or_null(process, self.objects.layout.process.handles)?;
+        let table = self.pointer_or_null(process, self.layout.process.handles)?;
         table.map(|table| self.handle_table_at(table)).transpose()
     }
 
@@ -110,7 +110,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     /// # Errors
     /// As [`Windows::handle_table_at`] and [`Memory::read_into`]; [`ErrorKind::NoSymbol`] if the guest's profile does not have `PspCidTable`.
     pub fn id_table(&self) -> Result<HandleTable<'_, 'v, D>> {
-        let at = self.space.read_pointer(self.symbol("PspCidTable")?)?;
+        let at = self.pointer_at(self.symbol("PspCidTable")?)?;
         self.handle_table_at(at)
     }
 
@@ -132,7 +132,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         Ok(EntryFormat::Bits(match described {
             Some((lowest, _)) => lowest,
             None if self.space.mode() == PagingMode::Level5 => 11,
-            None if self.kernel().build.is_some_and(|build| build < FIRST_SHORT) => 23,
+            None if self.build().is_some_and(|build| build < FIRST_SHORT) => 23,
             None => 20,
         }))
     }
@@ -187,7 +187,7 @@ impl<'l, 'v, D: X86Driver> HandleTable<'l, 'v, D> {
             let below = if levels == 2 { per_page.wrapping_mul(pointers) } else { per_page };
             let slot = index.checked_div(below).filter(|slot| *slot < pointers);
             let Some(slot) = slot else { return Ok(None) };
-            at = windows.space.read_pointer(at.wrapping_add(slot.wrapping_mul(windows.pointer_size())))?;
+            at = windows.pointer_at(at.wrapping_add(slot.wrapping_mul(windows.pointer_size())))?;
             if at.is_null() {
                 return Ok(None);
             }
@@ -198,7 +198,7 @@ impl<'l, 'v, D: X86Driver> HandleTable<'l, 'v, D> {
             return Ok(None);
         }
         let size = self.format.entry_size();
-        let bytes = windows.space.read_vec(at.wrapping_add(index.wrapping_mul(size as u64)), size)?;
+        let bytes = windows.bytes_at(at.wrapping_add(index.wrapping_mul(size as u64)), size)?;
         Ok(self.format.entry(handle, &bytes))
     }
 }
@@ -242,7 +242,7 @@ impl<D: X86Driver> HandleEntries<'_, '_, D> {
             return Err(Error::corrupt("a page of a handle table is found twice", at));
         }
         let size = usize::try_from(PAGE_SIZE).unwrap_or(0);
-        let bytes = windows.space.read_vec(at, size)?;
+        let bytes = windows.bytes_at(at, size)?;
         if todo.level == 0 {
             (self.page, self.next, self.base) = (bytes, 0, todo.base);
             return Ok(());

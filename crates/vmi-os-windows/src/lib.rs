@@ -3,10 +3,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod builtin;
+pub mod discover;
 mod file_time;
 mod guest;
 mod handle;
 mod handle_table;
+mod hidden;
 mod kernel;
 mod kernel_module;
 mod layout;
@@ -19,11 +21,15 @@ mod object_state;
 mod object_type;
 mod pdb_identity;
 mod peb;
+pub mod pe;
+mod pool_scan;
 mod process;
 mod process_memory;
 mod protection;
 pub mod registry;
 mod running;
+mod service_table;
+pub mod shape;
 #[cfg(test)]
 mod test_guest;
 mod thread;
@@ -38,6 +44,7 @@ mod windows;
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
+pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};
 pub use kernel::Kernel;
 pub use kernel_module::KernelModule;
 pub use loaded_module::{LoadedModule, ModuleOrder, ModuleViews};
@@ -46,9 +53,11 @@ pub use object_directory::{NamedObject, ObjectTree};
 pub use object_type::ObjectType;
 pub use pdb_identity::PdbIdentity;
 pub use peb::{Peb, arguments};
+pub use pool_scan::{PoolProcess, PoolThread};
 pub use process::Process;
 pub use process_memory::{Page, ProcessMemory};
 pub use protection::Protection;
+pub use service_table::Service;
 pub use thread::{Thread, ThreadState, WaitReason};
 pub use token::{Group, Privilege, Sid, Token};
 pub use triage::DumpedDriver;

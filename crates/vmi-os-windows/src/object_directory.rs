@@ -45,7 +45,7 @@ pub struct ObjectTree<'l, 'v, D: X86Driver> {
 impl<'v, D: X86Driver> Windows<'v, D> {
     /// Where the root of the object directory is.
     pub(crate) fn root_directory(&self) -> Result<VirtAddr> {
-        let root = self.space.read_pointer(self.symbol("ObpRootDirectoryObject")?)?;
+        let root = self.pointer_at(self.symbol("ObpRootDirectoryObject")?)?;
         if root.is_null() { Err(Error::corrupt("the root of the object directory is not there", root)) } else { Ok(root) }
     }
 
@@ -116,8 +116,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         // `_OBJECT_DIRECTORY_ENTRY` has begun with the next one and the object in all releases.
         let next = layout.directory_entry.next.offset().unwrap_or(0);
         let object = layout.directory_entry.object.offset().unwrap_or(pointer);
-        let mut entry =
-            self.space.read_pointer(layout.directory.buckets.of(directory)?.wrapping_add(bucket.wrapping_mul(pointer)))?;
+        let mut entry = self.pointer_at(layout.directory.buckets.of(directory)?.wrapping_add(bucket.wrapping_mul(pointer)))?;
         while !entry.is_null() {
             if !seen.insert(entry) {
                 return Err(Error::corrupt("an object directory runs in a circle", entry));
@@ -125,8 +124,8 @@ impl<'v, D: X86Driver> Windows<'v, D> {
             if objects.len() >= MAX_ENTRIES {
                 return Err(ErrorKind::Limit { what: "an object directory".to_owned(), limit: MAX_ENTRIES }.into());
             }
-            objects.push(Ok(self.space.read_pointer(entry.wrapping_add(object))?));
-            entry = self.space.read_pointer(entry.wrapping_add(next))?;
+            objects.push(Ok(self.pointer_at(entry.wrapping_add(object))?));
+            entry = self.pointer_at(entry.wrapping_add(next))?;
         }
         Ok(())
     }

@@ -67,25 +67,6 @@ vmi_core::kernel_layout! {
         len: "NameLength",
         name: "Name",
     }
-    process: ProcessLayout = "_EPROCESS" {
-        links: "ActiveProcessLinks",
-        pid: "UniqueProcessId",
-        parent: "InheritedFromUniqueProcessId",
-        name: "ImageFileName",
-        page_table: "Pcb.DirectoryTableBase",
-        handles: "ObjectTable",
-        created: "CreateTime",
-        exited: "ExitTime",
-        kernel_part: "Pcb",
-    }
-    thread: ThreadLayout = "_ETHREAD" {
-        pid: "Cid.UniqueProcess",
-        tid: "Cid.UniqueThread",
-        process: "Tcb.Process" | "ThreadsProcess",
-        attached: "Tcb.ApcState.Process",
-        kernel_part: "Tcb",
-        exited: "ExitTime",
-    }
     cm_hive: CmHiveLayout = "_CMHIVE" {
         hive: "Hive",
         links: "HiveList",

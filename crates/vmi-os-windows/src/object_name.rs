@@ -22,11 +22,13 @@ impl<D: X86Driver> Object<'_, '_, D> {
         match self.type_name()?.as_str() {
             "File" => windows.file_name(self.address()),
             "Key" => windows.key_name(self.address()).map(Some),
-            "Process" => windows.process_title(self.address()).map(Some),
+            "Process" => {
+                let process = windows.process_at(self.address());
+                Ok(Some(format!("{} ({})", process.name()?, process.pid()?)))
+            }
             "Thread" => {
-                let layout = &windows.objects.layout.thread;
-                let (pid, tid) = (windows.pointer(self.address(), layout.pid)?, windows.pointer(self.address(), layout.tid)?);
-                Ok(Some(format!("thread {} of process {}", tid.get(), pid.get())))
+                let thread = windows.thread_at(self.address());
+                Ok(Some(format!("thread {} of process {}", thread.tid()?, thread.pid()?)))
             }
             _ => self.path(),
         }
@@ -34,11 +36,6 @@ impl<D: X86Driver> Object<'_, '_, D> {
 }
 
 impl<D: X86Driver> Windows<'_, D> {
-    fn process_title(&self, process: VirtAddr) -> Result<String> {
-        let pid = self.pointer(process, self.objects.layout.process.pid)?;
-        Ok(format!("{} ({})", self.process_name(process)?, pid.get()))
-    }
-
     /// The path of the `_FILE_OBJECT` at `file`: `\Device\HarddiskVolume2\Windows\notepad.exe`. `None` if neither the file nor its device has a name.
     ///
     /// # Errors
@@ -61,7 +58,7 @@ impl<D: X86Driver> Windows<'_, D> {
         let layout = &self.objects.layout;
         // `_CM_KEY_BODY` has begun with a tag and the pointer to the control block in all releases.
         let control_block = layout.key_body.control_block.offset().unwrap_or(self.pointer_size());
-        let mut block = self.space.read_pointer(body.wrapping_add(control_block))?;
+        let mut block = self.pointer_at(body.wrapping_add(control_block))?;
         let mut names = Vec::new();
         while !block.is_null() {
             if names.len() >= MAX_LEVELS {
@@ -82,7 +79,7 @@ impl<D: X86Driver> Windows<'_, D> {
         if len > MAX_KEY_NAME {
             return Err(vmi_core::Error::corrupt(format!("a key with a name of {len} bytes"), at));
         }
-        let bytes = self.space.read_vec(layout.name.of(at)?, usize::from(len))?;
+        let bytes = self.bytes_at(layout.name.of(at)?, usize::from(len))?;
         Ok(if compressed { bytes.iter().map(|&byte| char::from(byte)).collect() } else { utf16(&bytes) })
     }
 }

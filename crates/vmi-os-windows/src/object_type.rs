@@ -100,7 +100,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         let mut types = Vec::new();
         // The first two elements are no types: a null pointer, and a pattern that faults.
         for index in 2..INDICES {
-            let at = self.space.read_pointer(table.wrapping_add(index.wrapping_mul(self.pointer_size())))?;
+            let at = self.pointer_at(table.wrapping_add(index.wrapping_mul(self.pointer_size())))?;
             if at.is_null() {
                 break;
             }
@@ -127,17 +127,17 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         if let Ok(at) = self.symbol("ObHeaderCookie") {
             return self.space.read(at).ok();
         }
-        if self.kernel().build.is_some_and(|build| build < FIRST_ENCODED) {
+        if self.build().is_some_and(|build| build < FIRST_ENCODED) {
             return None;
         }
         let process = types.iter().find(|kind| kind.name == "Process")?;
-        let system = self.space.read_pointer(self.symbol("PsInitialSystemProcess").ok()?).ok()?;
+        let system = self.system_process().address();
         let header = system.wrapping_sub(self.objects.layout.header.body.offset().ok()?);
         let stored: u8 = self.read(header, self.objects.layout.header.type_index).ok()?;
         let index = u8::try_from(process.index).ok()?;
         let cookie = stored ^ index ^ address_byte(header);
         // In clear, unless the build says otherwise.
-        let clear = stored == index && self.kernel().build.is_none();
+        let clear = stored == index && self.build().is_none();
         Some(cookie).filter(|_| !clear)
     }
 

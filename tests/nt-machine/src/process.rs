@@ -165,7 +165,8 @@ impl NtMachine {
             self.put_user(id, "_PEB", "ImageBaseAddress", process.peb, image, self.build.pointer() as usize);
             self.put("_EPROCESS", "SectionBaseAddress", eprocess, image);
             if spec.wow64 {
-                process.wow64_peb = process.peb + 0x1000;
+                // Windows 7 puts the 32-bit PEB below the other one, Windows 10 above.
+                process.wow64_peb = if self.build.number < 9200 { process.peb - 0x1000 } else { process.peb + 0x1000 };
                 self.alloc_user(id, process.wow64_peb, 1, USER_DATA);
                 self.put_wow64(eprocess, process.wow64_peb);
             }
@@ -205,6 +206,8 @@ impl NtMachine {
         let slide = pid % 64 * 0x1_0000;
         if !self.build.is_64_bit {
             0x7FFD_0000 - slide % 0x8_0000
+        } else if self.build.number < 9200 && wow64 {
+            0x7EFD_F000
         } else if self.build.number < 9200 {
             0x7FF_FFFD_0000 - slide % 0x8_0000
         } else if wow64 {

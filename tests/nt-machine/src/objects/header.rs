@@ -284,8 +284,8 @@ impl ObjectManager {
     pub fn create_file(&mut self, ground: &mut impl Ground, device: u64, path: &str) -> u64 {
         let size = ground.size_of("_FILE_OBJECT");
         let file = self.create(ground, &NewObject { kind: "File", size, handles: true, ..NewObject::default() });
-        ground.fill("_FILE_OBJECT", "Type", file, 5, 2);
-        ground.fill("_FILE_OBJECT", "Size", file, size, 2);
+        // Type and size, in the same places in all versions.
+        ground.put(file, 5 | size << 16, 4);
         ground.fill_pointer("_FILE_OBJECT", "DeviceObject", file, device);
         ground.fill("_FILE_OBJECT", "Flags", file, 0x0004_4042, 4);
         for access in ["ReadAccess", "SharedRead"] {

@@ -364,10 +364,11 @@ fn regions(machine: &NtMachine, process: &crate::ProcessTruth, contents: &Conten
     let tebs = contents.threads.len() as u64 * 2 + 4;
     if machine.build_number() < 9200 {
         let step = if machine.is_64_bit() { 2 } else { 1 };
+        let lowest = if process.wow64_peb == 0 { process.peb } else { process.wow64_peb };
         for nth in 1..=contents.threads.len() as u64 {
-            all.push(Region::private(process.peb - nth * step * 0x1000, step));
+            all.push(Region::private(lowest - nth * step * 0x1000, step));
         }
-        all.push(Region::private(process.peb, if process.wow64_peb == 0 { 1 } else { 2 }));
+        all.push(Region::private(lowest, if process.wow64_peb == 0 { 1 } else { 2 }));
     } else {
         all.push(Region::private(process.peb & !0xFFF, tebs));
     }
@@ -415,9 +416,15 @@ fn careful_regions(machine: &NtMachine, place: Space) -> Vec<Region> {
 }
 
 fn add_handles(machine: &mut NtMachine, system: &mut System, who: &Who<'_>, ids: &[ProcessId], contents: &mut Contents) {
+    let per_page = 0x1000 / (2 * machine.pointer()) as u32;
+    let per_table = 0x1000 / machine.pointer() as u32;
     let mut value = 0;
     let mut add = |contents: &mut Contents, kind: &str, name: &str, access: u32, object: u64| {
         value += 4;
+        // The first entry of each page is never a handle: the kernel keeps its own there.
+        if value % (per_page * 4) == 0 {
+            value += 4;
+        }
         let attributes = if value % 12 == 0 { 2 } else { 0 };
         contents.handles.push(Handle { value, kind: kind.into(), name: name.into(), access, attributes, object });
     };
@@ -451,8 +458,6 @@ fn add_handles(machine: &mut NtMachine, system: &mut System, who: &Who<'_>, ids:
     if let Some((ethread, _)) = machine.process(ProcessId::SYSTEM).threads.first().filter(|_| who.name == "svchost.exe") {
         add(contents, "Thread", "", 0x1F_FFFF, *ethread);
     }
-    let per_page = 0x1000 / (2 * machine.pointer()) as u32;
-    let per_table = 0x1000 / machine.pointer() as u32;
     match who.name {
         // Two pages of entries.
         "services.exe" => {
