@@ -2,17 +2,17 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
+mod builtin;
+mod builtin;
+mod file_time;
+mod file_time;
+mod guest;
+mod guest;
 mod handle;
+mod handle;
+mod handle_table;
 mod handle_table;
 mod hidden;
-mod file_time;
-mod guest;
-mod builtin;
-mod builtin;
-mod file_time;
-mod guest;
-mod handle;
-mod handle_table;
 mod kernel;
 mod kernel_module;
 mod layout;
@@ -23,39 +23,39 @@ mod object_name;
 mod object_state;
 mod object_type;
 mod pdb_identity;
-pub mod registry;
-#[cfg(test)]
-mod test_guest;
+pub mod pe;
 mod pool_scan;
 mod process;
-mod protection;
-mod running;
-mod service_table;
-mod thread;
-mod unicode_string;
-mod version;
 mod process;
 mod protection;
+mod protection;
+pub mod registry;
 pub mod registry;
 mod running;
+mod running;
+mod service_table;
+#[cfg(test)]
+mod test_guest;
 #[cfg(test)]
 mod test_guest;
 mod thread;
+mod thread;
+mod unicode_string;
 mod unicode_string;
 mod version;
-pub mod pe;
+mod version;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
+pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
-pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};
 pub use kernel::Kernel;
+pub use kernel_module::KernelModule;
 pub use object::Object;
 pub use object_directory::{NamedObject, ObjectTree};
 pub use object_type::ObjectType;
-pub use kernel_module::KernelModule;
 pub use pdb_identity::PdbIdentity;
 pub use pool_scan::{PoolProcess, PoolThread};
 pub use process::Process;

@@ -100,7 +100,8 @@ impl<D: X86Driver> Windows<'_, D> {
     /// [`ErrorKind::NoType`] if the guest's types do not have a member that is checked; [`ErrorKind::Limit`] if there are more hits than a machine can have.
     pub fn scan_processes(&self) -> Result<Vec<PoolProcess>> {
         let layout = &self.layout.process;
-        let members = [layout.pid, layout.parent, layout.name, layout.links, layout.exited, self.layout.kernel_process.page_table];
+        let members =
+            [layout.pid, layout.parent, layout.name, layout.links, layout.exited, self.layout.kernel_process.page_table];
         self.scan(Kind { tag: *b"Proc", dispatcher: PROCESS, size: extent(&members)? }, |found| self.pool_process(found))
     }
 
@@ -182,7 +183,9 @@ impl<D: X86Driver> Windows<'_, D> {
 
     /// Whether an object starts with a `_DISPATCHER_HEADER` in use: a list of waiting threads whose pointers are the kernel's.
     fn is_waitable(&self, object: &[u8]) -> bool {
-        [8, 8u64.saturating_add(self.pointer_size())].iter().all(|&at| self.pointer_in(object, at).is_some_and(|at| self.is_kernel_address(at)))
+        [8, 8u64.saturating_add(self.pointer_size())]
+            .iter()
+            .all(|&at| self.pointer_in(object, at).is_some_and(|at| self.is_kernel_address(at)))
     }
 
     /// The pointer at `at` of the bytes of an object.
@@ -231,7 +234,9 @@ impl<D: X86Driver> Windows<'_, D> {
         let printable = !name.is_empty() && name.iter().all(|byte| (0x20..0x7f).contains(byte) || *byte >= 0xa0);
         let exited = self.number_in(object, layout.exited)?;
         let links = layout.links.offset().ok();
-        let linked = links.and_then(|links| self.pointer_in(object, links)).is_some_and(|next| self.is_kernel_address(next) || next.is_null());
+        let linked = links
+            .and_then(|links| self.pointer_in(object, links))
+            .is_some_and(|next| self.is_kernel_address(next) || next.is_null());
         if pid == 0 || !printable || table == 0 || !linked {
             return None;
         }
@@ -266,7 +271,11 @@ fn extent(members: &[KernelField]) -> Result<usize> {
         end = member.offset()?.saturating_add(0x10).max(end);
     }
     // Larger ones have no header of a block.
-    if end > PAGE_SIZE { Err(ErrorKind::Limit { what: "an object in the pool".to_owned(), limit: 4096 }.into()) } else { Ok(end as usize) }
+    if end > PAGE_SIZE {
+        Err(ErrorKind::Limit { what: "an object in the pool".to_owned(), limit: 4096 }.into())
+    } else {
+        Ok(end as usize)
+    }
 }
 
 /// A region in pieces. Blocks of pools do not cross pages, so that pieces of whole pages cut none apart.

@@ -77,7 +77,8 @@ impl<D: X86Driver> Windows<'_, D> {
         let services = elements.iter().enumerate().map(|(index, &element)| {
             let (target, stacked) = form.decode(table, element);
             let outside = target.offset_from(kernel.base).is_none_or(|offset| offset >= kernel.size);
-            let inside = |(base, size, _): &&(VirtAddr, u64, String)| target.offset_from(*base).is_some_and(|offset| offset < *size);
+            let inside =
+                |(base, size, _): &&(VirtAddr, u64, String)| target.offset_from(*base).is_some_and(|offset| offset < *size);
             let nearest = self.symbols().nearest(target).filter(|_| !outside);
             Service {
                 number: u32::try_from(index).unwrap_or(u32::MAX),
@@ -134,7 +135,8 @@ impl<D: X86Driver> Windows<'_, D> {
 
     /// Where the kernel's modules are. What of the list can be read is used: it only names what lies in a module.
     fn module_ranges(&self) -> Vec<(VirtAddr, u64, String)> {
-        let range = |module: crate::KernelModule<'_, '_, D>| Some((module.base().ok()?, module.size().ok()?, module.name().ok()?));
+        let range =
+            |module: crate::KernelModule<'_, '_, D>| Some((module.base().ok()?, module.size().ok()?, module.name().ok()?));
         self.kernel_modules().flatten().filter_map(range).collect()
     }
 }

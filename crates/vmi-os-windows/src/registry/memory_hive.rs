@@ -134,7 +134,8 @@ impl<'l, 'v, D: X86Driver> MemoryHive<'l, 'v, D> {
         let layout = &self.windows.objects.layout;
         let storage = if index >> 31 == 0 { self.storages[0] } else { self.storages[1] };
         let pointer = self.windows.pointer_size();
-        let (directory, table, offset) = (u64::from(index >> 21 & 0x3ff), u64::from(index >> 12 & 0x1ff), u64::from(index & 0xfff));
+        let (directory, table, offset) =
+            (u64::from(index >> 21 & 0x3ff), u64::from(index >> 12 & 0x1ff), u64::from(index & 0xfff));
         let table_at = self.windows.pointer_at(storage.map.wrapping_add(directory.wrapping_mul(pointer)))?;
         let entry = &layout.map_entry;
         let at = table_at.wrapping_add(table.wrapping_mul(entry.whole.size()?));

@@ -182,7 +182,8 @@ impl TestHive {
         self.cells[8..12].copy_from_slice(&(len as u32).to_le_bytes());
         let mut base = vec![0; 0x1000];
         base[..4].copy_from_slice(b"regf");
-        for (at, number) in [(4, 7u32), (8, 7), (0x14, 1), (0x18, 5), (0x20, 1), (0x24, self.root), (0x28, len as u32), (0x2c, 1)] {
+        for (at, number) in [(4, 7u32), (8, 7), (0x14, 1), (0x18, 5), (0x20, 1), (0x24, self.root), (0x28, len as u32), (0x2c, 1)]
+        {
             base[at..at + 4].copy_from_slice(&number.to_le_bytes());
         }
         let sum = base[..508].chunks(4).fold(0, |sum, word| sum ^ u32::from_le_bytes(word.try_into().unwrap()));

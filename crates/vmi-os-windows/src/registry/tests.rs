@@ -64,7 +64,8 @@ fn everything_that_was_written_is_read() {
     let (rows, errors) = everything(&bytes);
     assert_eq!(errors, [""; 0]);
     let big = format!("Données Ω:big REG_BINARY Bytes({:?})", vec![0xab; 40_000]);
-    let mut expected = vec![" None", "System Some(\"secret\")", "System:Size REG_DWORD Number(7)", "System: REG_SZ Text(\"the default\")"];
+    let mut expected =
+        vec![" None", "System Some(\"secret\")", "System:Size REG_DWORD Number(7)", "System: REG_SZ Text(\"the default\")"];
     expected.extend(["System\\Größe None", "System\\Größe:Ω REG_QWORD Number(9)", "Many None"]);
     let many: Vec<_> = (0..9).map(|n| format!("Many\\k{n} None")).collect();
     expected.extend(many.iter().map(String::as_str));
@@ -136,7 +137,9 @@ fn counts_of_four_billion_are_errors() {
 
 #[test]
 fn cells_outside_free_or_of_impossible_size_are_errors() {
-    for (cell, text) in [(0x00f0_0000, "lies behind"), (0x8000_0020, "lies behind"), (0x21, "multiple of 8"), (NONE, "multiple of 8")] {
+    for (cell, text) in
+        [(0x00f0_0000, "lies behind"), (0x8000_0020, "lies behind"), (0x21, "multiple of 8"), (NONE, "multiple of 8")]
+    {
         let (rows, errors) = spoilt(|hive| {
             let root = hive.root;
             hive.put32(root + 4 + 0x1c, cell);
