@@ -13,6 +13,15 @@ mod handle;
 mod handle_table;
 mod handle_table;
 mod hidden;
+mod file_time;
+mod guest;
+mod builtin;
+mod builtin;
+pub mod discover;
+mod file_time;
+mod guest;
+mod handle;
+mod handle_table;
 mod kernel;
 mod kernel_module;
 mod layout;
@@ -36,6 +45,7 @@ mod running;
 mod service_table;
 #[cfg(test)]
 mod test_guest;
+pub mod shape;
 #[cfg(test)]
 mod test_guest;
 mod thread;

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::layout::Layout;
 use crate::object_state::ObjectState;
 use crate::unicode_string::{self, Width};
-use crate::{Kernel, Process};
+use crate::{Kernel, Process, discover};
 
 /// More processes than a system can have: ids are multiples of four, below 2^26 (Russinovich, "Pushing the Limits of Windows: Processes and Threads").
 const MAX_PROCESSES: usize = 1 << 24;
@@ -36,10 +36,10 @@ const SYSTEM_PID: u32 = 4;
 /// # Example
 ///
 /// ```no_run
-/// # fn list<D: vmi_arch_x86::X86Driver>(vmi: &vmi_core::Vmi<D>, kernel: vmi_os_windows::Kernel) -> Result<(), Box<dyn std::error::Error>> {
+/// # fn list<D: vmi_arch_x86::X86Driver>(vmi: &vmi_core::Vmi<D>) -> Result<(), Box<dyn std::error::Error>> {
 /// use vmi_os_windows::Windows;
 ///
-/// let windows = Windows::with_kernel(vmi, kernel)?;
+/// let windows = Windows::attach(vmi)?;
 /// for process in windows.processes() {
 ///     let process = process?;
 ///     println!("{:>6} {:>6} {}", process.pid()?, process.parent_pid()?, process.name()?);
@@ -63,6 +63,9 @@ pub struct Windows<'v, D: X86Driver> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
+    /// No kernel was found.
+    #[error(transparent)]
+    Discover(#[from] discover::DiscoverError),
     /// A kernel was found, but its first process is not where the symbols and types say.
     #[error("the process System cannot be read: {source}; the symbols or types may belong to another kernel")]
     SystemProcess {
@@ -73,6 +76,17 @@ pub enum AttachError {
 }
 
 impl<'v, D: X86Driver> Windows<'v, D> {
+    /// Finds the kernel in the machine's memory. Nothing else is needed; see [`discover`].
+    ///
+    /// A running guest need not be paused for this. Only a kernel whose structures are inferred from its objects ([`shape`](crate::shape)) may tell more
+    /// while it is paused.
+    ///
+    /// # Errors
+    /// [`AttachError::Discover`] if there is no Windows kernel or it cannot be made out, else as [`Windows::with_kernel`].
+    pub fn attach(vmi: &'v Vmi<D>) -> Result<Self, AttachError> {
+        Self::with_kernel(vmi, discover::find(vmi)?)
+    }
+
     /// Reads the machine by a kernel that was found before, or put together from files.
     ///
     /// The process System must be where the variable `PsInitialSystemProcess` says, or else first in the list `PsActiveProcessHead`.
