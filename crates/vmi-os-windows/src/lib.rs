@@ -3,25 +3,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod builtin;
-mod builtin;
-mod file_time;
-mod file_time;
-mod guest;
-mod guest;
-mod handle;
-mod handle;
-mod handle_table;
-mod handle_table;
-mod hidden;
-mod file_time;
-mod guest;
-mod builtin;
-mod builtin;
 pub mod discover;
 mod file_time;
 mod guest;
 mod handle;
 mod handle_table;
+mod hidden;
 mod kernel;
 mod kernel_module;
 mod layout;
@@ -35,28 +22,18 @@ mod pdb_identity;
 pub mod pe;
 mod pool_scan;
 mod process;
-mod process;
-mod protection;
 mod protection;
 pub mod registry;
-pub mod registry;
-mod running;
 mod running;
 mod service_table;
-#[cfg(test)]
-mod test_guest;
 pub mod shape;
 #[cfg(test)]
 mod test_guest;
 mod thread;
-mod thread;
 mod unicode_string;
-mod unicode_string;
-mod version;
 mod version;
 mod windows;
 
-pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
