@@ -25,6 +25,8 @@ mod peb;
 mod pool_scan;
 mod process;
 mod process_memory;
+mod pool_scan;
+mod process;
 mod protection;
 pub mod registry;
 mod running;
