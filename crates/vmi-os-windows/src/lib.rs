@@ -25,8 +25,6 @@ mod peb;
 mod pool_scan;
 mod process;
 mod process_memory;
-mod pool_scan;
-mod process;
 mod protection;
 pub mod registry;
 mod running;
