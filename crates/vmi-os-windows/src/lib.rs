@@ -30,6 +30,8 @@ pub mod registry;
 mod running;
 mod service_table;
 pub mod shape;
+pub mod symbol_files;
+pub mod symbol_store;
 #[cfg(test)]
 mod test_guest;
 mod thread;
@@ -58,6 +60,8 @@ pub use process::Process;
 pub use process_memory::{Page, ProcessMemory};
 pub use protection::Protection;
 pub use service_table::Service;
+pub use symbol_files::{SymbolCache, SymbolFile, SymbolFileError};
+pub use symbol_store::{Missing, SymbolStore, Wanted};
 pub use thread::{Thread, ThreadState, WaitReason};
 pub use token::{Group, Privilege, Sid, Token};
 pub use triage::DumpedDriver;
