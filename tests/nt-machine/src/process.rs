@@ -258,12 +258,22 @@ impl NtMachine {
         self.put("_LIST_ENTRY", "Flink", last, target);
     }
 
+    /// What the processor needs before it has loaded the kernel's own tables: the entry's code, the descriptor tables, and of the processor block the parts that
+    /// the entry reads.
     fn map_shadow_entry_code(&mut self, shadow: u64) {
-        let entry = self.symbol_address("KiSystemCall64Shadow") & !0xFFF;
-        for page in [entry, self.kpcr] {
-            if let Some(pa) = self.tables.translate(&self.memory, self.tables.roots()[0], page) {
-                self.tables.map_shadow(&mut self.memory, shadow, page, pa & !0xFFF, KERNEL_CODE);
-            }
+        let prcb = self.kpcr + self.offset("_KPCR", "Prcb").unwrap_or(0x180);
+        let kernel_tables = prcb + self.offset("_KPRCB", "KernelDirectoryTableBase").unwrap_or(0);
+        let entry = self.symbol_address("KiSystemCall64Shadow");
+        let registers = self.registers();
+        for at in [entry, self.kpcr, kernel_tables, registers.idt_base, registers.gdt_base] {
+            self.share_with_shadow(shadow, at);
         }
+    }
+
+    /// Maps the page of the kernel at an address in a shadow too.
+    pub fn share_with_shadow(&mut self, shadow: u64, va: u64) {
+        let page = va & !(PAGE - 1);
+        let pa = self.translate(self.system_root(), page).unwrap_or_else(|| panic!("{va:#x} is not mapped"));
+        self.tables.map_shadow(&mut self.memory, shadow, page, pa & !(PAGE - 1), KERNEL_CODE);
     }
 }

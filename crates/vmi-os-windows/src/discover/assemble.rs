@@ -124,7 +124,9 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
     fn choose(&mut self, options: &Options) -> Result<Chosen, Failure> {
         let mut unproven: Option<Chosen> = None;
         let mut failures = Vec::new();
-        for Profile { symbols, types, is_exact, remarks } in profiles::exact(options, self.image) {
+        let (profiles, missing) = profiles::exact(options, self.image);
+        self.remarks.extend(missing);
+        for Profile { symbols, types, is_exact, remarks } in profiles {
             let (symbols, differences) = self.symbols(symbols.as_deref());
             let Some(types) = types else { continue };
             let remarks: Vec<String> = remarks.into_iter().chain(differences).collect();
