@@ -44,6 +44,7 @@ mod version;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
+pub use file_time::moment;
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
 pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};
