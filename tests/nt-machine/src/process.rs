@@ -91,7 +91,7 @@ impl NtMachine {
     pub(crate) fn add_process_with_root(&mut self, spec: ProcessSpec, root: u64) -> ProcessId {
         let id = ProcessId(self.processes.len());
         let size = self.build.layout.size("_EPROCESS");
-        let eprocess = self.alloc_object(PoolKind::NonPaged, b"Proc", size);
+        let eprocess = self.alloc_object(PoolKind::NonPaged, &self.protected_tag(b"Proc"), size);
         let mut process = ProcessTruth {
             eprocess,
             pid: spec.pid,
@@ -202,6 +202,12 @@ impl NtMachine {
         self.put("_EPROCESS", member, eprocess, value);
     }
 
+    /// The tag of a block that only its owner may free: until Windows 7 the highest bit of its last letter is set.
+    fn protected_tag(&self, tag: &[u8; 4]) -> [u8; 4] {
+        let [first, second, third, last] = *tag;
+        [first, second, third, if self.build.number < 9200 { last | 0x80 } else { last }]
+    }
+
     fn peb_address(&self, wow64: bool, pid: u64) -> u64 {
         let slide = pid % 64 * 0x1_0000;
         if !self.build.is_64_bit {
@@ -221,7 +227,7 @@ impl NtMachine {
     pub fn add_thread(&mut self, process: ProcessId, tid: u64) -> u64 {
         let owner = self.processes[process.0].clone();
         let size = self.build.layout.size("_ETHREAD");
-        let thread = self.alloc_object(PoolKind::NonPaged, b"Thre", size);
+        let thread = self.alloc_object(PoolKind::NonPaged, &self.protected_tag(b"Thre"), size);
         self.put("_KTHREAD", "Header", thread, 6);
         let cid = self.member("_ETHREAD", "Cid", thread);
         self.put("_CLIENT_ID", "UniqueProcess", cid, owner.pid);
