@@ -12,10 +12,12 @@ fn changed(commands: &str) -> Option<Vec<u8>> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hive");
     let many = (0..30).map(|nth| Key::new(&format!("key{nth:02}")).number("n", nth)).collect();
-    let mut root = Key::new("ROOT").keys(List::Lh, vec![Key::new("Many").keys(List::Lh, many), Key::new("Software").text("Vendor", "Ada")]);
+    let mut root =
+        Key::new("ROOT").keys(List::Lh, vec![Key::new("Many").keys(List::Lh, many), Key::new("Software").text("Vendor", "Ada")]);
     let cells = Cells::new(&mut root);
     std::fs::write(&path, cells.file("hive", 0x01d0_0000_0000_0000)).unwrap();
-    let shell = Command::new("hivexsh").arg("-w").arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let shell =
+        Command::new("hivexsh").arg("-w").arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let Ok(mut shell) = shell else {
         eprintln!("skipped: hivexsh is not installed (Debian: libhivex-bin)");
         return None;

@@ -85,7 +85,11 @@ fn what_is_inferred_is_what_every_kernel_of_the_table_has() {
             if let Some(expected) = layout(structure, member) {
                 count.1 += 1;
                 count.0 += usize::from(found.is_some());
-                assert!(found.is_none_or(|found| found == expected), "{name}: {structure}.{member} {found:#x?} {expected:#x}\n{:#?}", inferred.remarks);
+                assert!(
+                    found.is_none_or(|found| found == expected),
+                    "{name}: {structure}.{member} {found:#x?} {expected:#x}\n{:#?}",
+                    inferred.remarks
+                );
             } else {
                 assert_eq!(found, None, "{name}: {structure}.{member}");
             }
@@ -106,7 +110,11 @@ fn members_that_cannot_be_told_are_named() {
     // System alone: nothing tells the environment block.
     let inferred = inferred(&machine);
     assert!((&inferred.types as &dyn TypeSource).field("_EPROCESS", "Peb").is_err());
-    assert!(inferred.remarks.iter().any(|remark| remark.contains("_EPROCESS.Peb (nothing looks like it)")), "{:?}", inferred.remarks);
+    assert!(
+        inferred.remarks.iter().any(|remark| remark.contains("_EPROCESS.Peb (nothing looks like it)")),
+        "{:?}",
+        inferred.remarks
+    );
 }
 
 #[test]
