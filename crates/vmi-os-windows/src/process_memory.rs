@@ -57,7 +57,7 @@ pub enum Page {
     },
     /// In a mapped file, from where it is read at the first access.
     File {
-        /// The path of the file within its volume, if it could be read.
+        /// The path of the file, if it could be read.
         name: Option<String>,
     },
 }
