@@ -238,8 +238,14 @@ fn synthetic_nt_layout_memory_areas() {
 
 #[test]
 fn synthetic_nt_layout_pages_that_the_processor_does_not_find() {
-    on_typical_machines(|_, system, windows| {
+    on_typical_machines(|machine, system, windows| {
         if !has(windows, "_MMVAD_SHORT", "StartingVpn") {
+            return;
+        }
+        // The real kernels of XP with PAE have types of their own; this machine has those of the kernel without.
+        let narrow = windows.types().field("_MMPTE_PROTOTYPE", "ProtoAddressLow").is_ok();
+        if machine.tables().paging() == Paging::Pae && narrow {
+            println!("skipped: the types of this machine describe entries without PAE");
             return;
         }
         let mut kinds = Vec::new();
