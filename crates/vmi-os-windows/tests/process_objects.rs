@@ -272,7 +272,16 @@ fn synthetic_nt_layout_pages_that_the_processor_does_not_find() {
                         assert_eq!(bytes.unwrap(), 0, "{what}");
                     }
                     PageState::PageFile { file, page } => {
-                        assert_eq!(state.unwrap(), Page::PageFile { file: Some(file), offset: Some(page << 12) }, "{what}");
+                        // A kernel that may mask its entries, and whose mask is in a variable that this machine does not have.
+                        let mask = ["MiState", "MiInvalidPteMask"].iter().any(|name| windows.symbols().find(name).is_some());
+                        let masked = windows.types().field("_MMPTE_SOFTWARE", "SwizzleBit").is_ok() && !mask;
+                        let offset = (!masked).then_some(page << 12);
+                        assert_eq!(state.unwrap(), Page::PageFile { file: Some(file), offset }, "{what}");
+                        if masked {
+                            let error = bytes.unwrap_err();
+                            assert!(matches!(error.kind(), ErrorKind::PagedOut { why, .. } if why.contains("masked")), "{error}");
+                            continue;
+                        }
                         let error = bytes.unwrap_err();
                         let text = format!("paged out to page file {file} at offset {:#x}", page << 12);
                         assert!(matches!(error.kind(), ErrorKind::PagedOut { why, .. } if *why == text), "{error}");
