@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nt_machine::objects::spec::{PageState, RegionKind};
 use nt_machine::{BrokenList, Build, KvaShadow, NtMachine, Options, Paging, System};
 use vmi_arch_x86::{PagingMode, X86};
-use vmi_core::synthetic::SyntheticDriver;
+use vmi_core::synthetic::{LiveDriver, SyntheticDriver};
 use vmi_core::{ErrorKind, Guest, Isf, Memory, PhysAddr, VirtAddr, Vmi};
 use vmi_os_windows::{Kernel, ModuleOrder, Page, PdbIdentity, ThreadState, VadKind, Windows};
 
@@ -423,4 +423,73 @@ fn synthetic_nt_layout_symbols_of_another_kernel_are_refused() {
     kernel.types = Arc::new(isf);
     let error = Windows::with_kernel(&vmi, kernel).unwrap_err();
     assert!(error.to_string().contains("another kernel"), "{error}");
+}
+
+/// Everything there is to read about processes. What comes out does not matter: it must come to an end.
+fn exercise(windows: &Windows<'_, LiveDriver<X86>>) {
+    for process in windows.processes().flatten() {
+        _ = (process.image_path(), process.token(), process.session(), process.command_line(), process.handle_count());
+        _ = process.peb().ok().flatten().map(|peb| (peb.environment(), peb.current_directory()));
+        _ = process.module_views();
+        _ = process.memory_areas().count();
+        for thread in process.threads().flatten() {
+            _ = (thread.name(), thread.process(), thread.general_state());
+        }
+        if let Ok(memory) = process.memory() {
+            for page in [0x0830_0000, 0x1f2_3c30_0000, 0x7ff6_1a20_0000] {
+                _ = memory.read::<u64>(VirtAddr::new(page));
+            }
+        }
+    }
+    _ = (Guest::processes(windows).count(), Guest::modules(windows).count(), windows.unloaded_drivers());
+}
+
+/// Words of the structures that are read are overwritten, with numbers at random and with addresses of other structures.
+#[test]
+fn synthetic_nt_layout_damaged_structures_come_to_an_end() {
+    let (machine, system) = NtMachine::typical(Build::named("win10_x64_19041").unwrap());
+    let (_, kernel) = open(&machine);
+    let mut bytes = Vec::new();
+    for (start, run) in machine.memory() {
+        bytes.resize(start as usize, 0);
+        bytes.extend(run);
+    }
+    let vmi = Vmi::new(LiveDriver::<X86>::new(bytes, Some(0)));
+    let truth = machine.truth();
+    let mut places: Vec<u64> = truth.processes.iter().map(|process| process.eprocess).collect();
+    places.extend(system.processes.values().flat_map(|contents| contents.regions.iter().map(|region| region.node)));
+    places.extend(system.processes.values().flat_map(|contents| contents.threads.iter().map(|thread| thread.ethread)));
+    places.extend(system.processes.values().map(|contents| contents.token.address));
+    places.extend(truth.modules.iter().map(|module| module.entry));
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..300 {
+        let mut undo = Vec::new();
+        for _ in 0..1 + random() % 4 {
+            let object = places[random() as usize % places.len()];
+            let at = object + random() % 0x110 * 8;
+            let value = match random() % 3 {
+                0 => random(),
+                1 => places[random() as usize % places.len()] + random() % 8 * 8,
+                _ => 0,
+            };
+            let Some(place) = machine.translate(truth.system_root, at).map(PhysAddr::new) else { continue };
+            undo.push((place, vmi.read::<u64>(place).unwrap()));
+            vmi.write(place, &value.to_le_bytes()).unwrap();
+        }
+        if let Ok(windows) = Windows::with_kernel(&vmi, kernel.clone()) {
+            exercise(&windows);
+        }
+        for (place, value) in undo.into_iter().rev() {
+            vmi.write(place, &value.to_le_bytes()).unwrap();
+        }
+    }
+    // Undamaged again, all of it is there.
+    let windows = Windows::with_kernel(&vmi, kernel).unwrap();
+    assert!(Guest::processes(&windows).all(|row| row.is_ok()));
 }
