@@ -232,7 +232,6 @@ vmi_core::kernel_layout! {
     }
     /// An open file.
     file: FileLayout = "_FILE_OBJECT" {
-        device: "DeviceObject",
         name: "FileName",
     }
     /// An entry of a page table whose page is in the page file, or is to be made.

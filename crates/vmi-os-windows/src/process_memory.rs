@@ -57,7 +57,7 @@ pub enum Page {
     },
     /// In a mapped file, from where it is read at the first access.
     File {
-        /// The path of the file within its volume, if it could be read.
+        /// The path of the file, if it could be read.
         name: Option<String>,
     },
 }
@@ -320,7 +320,7 @@ impl<'a, 'v, D: X86Driver> Pages<'a, 'v, D> {
             return Ok(at(first, page));
         };
         let base = windows.pointer(part, layout.base)?;
-        let Some(skipped) = first.offset_from(base).map(|bytes| bytes / size) else { return Ok(at(first, page)) };
+        let Some(skipped) = first.offset_from(base).and_then(|bytes| bytes.checked_div(size)) else { return Ok(at(first, page)) };
         let mut index = page.saturating_add(skipped);
         for _ in 0..MAX_SUBSECTIONS {
             let pages = u64::from(windows.read::<u32>(part, layout.pages)?);

@@ -109,7 +109,7 @@ impl<D: X86Driver> Windows<'_, D> {
         if len > MAX_NAME {
             return Err(Error::corrupt(format!("a driver's name of {len} characters"), VirtAddr::new(base)));
         }
-        let bytes = len as usize * 2;
+        let bytes = (len as usize).saturating_mul(2);
         let bytes = vmi.read_vec(self.in_file(parts, name.saturating_add(4), bytes)?, bytes)?;
         let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
         Ok(DumpedDriver { path: String::from_utf16_lossy(&units), base: VirtAddr::new(base), size: size.into() })

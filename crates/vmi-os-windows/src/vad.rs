@@ -436,7 +436,8 @@ impl<D: X86Driver> Vad<'_, '_, D> {
         self.windows.pointer_or_null(self.at, layout.mapped_vad.control_area)
     }
 
-    /// The path of the mapped file within its volume: `\Windows\System32\ntdll.dll`; `None` for memory without a file.
+    /// The path of the mapped file: `\Device\HarddiskVolume2\Windows\System32\ntdll.dll`; without the device where its name is not in memory. `None` for memory
+    /// without a file.
     ///
     /// # Errors
     /// As [`Vad::kind`].
@@ -488,7 +489,13 @@ impl<D: X86Driver> Windows<'_, D> {
     pub(crate) fn file_of_control_area(&self, area: VirtAddr) -> Result<Option<String>> {
         // A fast reference since Windows Vista; a plain pointer, which has no bits to be cut off, before.
         let Some(file) = self.fast_reference(area, self.layout.control_area.file)? else { return Ok(None) };
-        self.string(self.layout.file.name.of(file)?).map(Some)
+        match self.file_name(file) {
+            // The name of the device is lost, the path on it is not.
+            Err(error) if error.is_absent() || matches!(error.kind(), ErrorKind::NoType { .. }) => {
+                self.string(self.layout.file.name.of(file)?).map(Some)
+            }
+            other => other,
+        }
     }
 }
 

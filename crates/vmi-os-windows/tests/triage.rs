@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use vmi_arch_x86::PagingMode;
-use vmi_core::{Driver, Guest, Isf, Memory, Note, VcpuId, VirtAddr, Vmi, WindowsDump};
+use vmi_core::{Guest, Isf, Note, VcpuId, VirtAddr, Vmi, WindowsDump};
 use vmi_driver_file::ImageDriver;
 use vmi_os_windows::{Kernel, ThreadState, Windows};
 
@@ -61,18 +62,56 @@ fn real_windows_bytes_the_process_system() {
     assert!(system.is_kernel_process().unwrap() && !system.has_exited().unwrap());
     assert_eq!(system.exit_status().unwrap(), None);
     assert_eq!(system.peb_address().unwrap(), None);
-    println!("{:?} {:?} {:?}", system.create_time(), system.protection(), system.image_path());
-    println!("{:?} {:?}", system.session(), system.user_page_table());
-    println!("{}", windows.version());
-    for row in Guest::processes(&windows) {
-        println!("{row:?}");
-    }
-    for row in system.threads() {
-        println!("{row:?}");
-    }
+    assert_eq!(system.image_path().unwrap(), None);
+    assert_eq!(system.session().unwrap(), None);
+    // Signed by Windows as a part of the system, fully protected.
+    assert_eq!(system.protection().unwrap().unwrap().to_string(), "PP WinSystem");
+    assert_eq!(system.user_page_table().unwrap(), None);
+    // 132583451020698648 units of 100 ns since 1601: 19 February 2021.
+    let started = system.create_time().unwrap().unwrap().duration_since(UNIX_EPOCH).unwrap();
+    assert_eq!((started.as_secs(), started.subsec_nanos()), (1_613_871_502, 69_864_800));
+    assert!(windows.version().starts_with("Windows 10 19041 x64"), "{}", windows.version());
+    // The next process is not in the dump: the row says so.
+    let next = processes.next().unwrap().and_then(|process| process.pid());
+    assert!(next.unwrap_err().is_absent());
+}
+
+#[test]
+fn real_windows_bytes_the_thread_that_ran() {
+    let Some((vmi, kernel)) = open() else { return };
+    let windows = Windows::with_kernel(&vmi, kernel).unwrap();
+    let thread = windows.thread_at(VirtAddr::new(0xffff_c08b_de9e_1640));
+    assert_eq!((thread.pid().unwrap(), thread.tid().unwrap()), (4, 0x108));
+    assert_eq!(thread.start_address().unwrap(), VirtAddr::new(0xffff_f804_7bc2_5870));
+    assert_eq!(thread.state().unwrap(), ThreadState::Running);
+    assert_eq!(thread.priority().unwrap(), 13);
+    assert_eq!(thread.context_switches().unwrap(), 408);
+    assert_eq!(thread.teb_address().unwrap(), None);
+    assert_eq!(thread.process().unwrap().address(), VirtAddr::new(SYSTEM));
+    assert_eq!(thread.attached_process().unwrap().address(), VirtAddr::new(SYSTEM));
     println!("{:?}", windows.process_on(VcpuId(0)));
-    println!("{:?}", windows.thread_on(VcpuId(0)));
-    println!("{:?}", windows.kernel_modules().map(|m| m.map(|m| m.name())).collect::<Vec<_>>());
-    println!("{:?}", system.vads().collect::<Vec<_>>());
-    println!("{:x?}", vmi.driver().vcpus().unwrap().registers(VcpuId(0)));
+}
+
+#[test]
+fn real_windows_bytes_the_drivers_of_the_dump() {
+    let Some((vmi, kernel)) = open() else { return };
+    let windows = Windows::with_kernel(&vmi, kernel).unwrap();
+    let drivers = windows.dumped_drivers().unwrap();
+    assert_eq!(drivers.len(), 151);
+    assert_eq!((drivers[0].base, drivers[0].size), (VirtAddr::new(BASE), 0x104_6000));
+    assert_eq!((drivers[0].path.as_str(), drivers[0].name()), (r"\SystemRoot\system32\ntoskrnl.exe", "ntoskrnl.exe"));
+    assert!(drivers.iter().all(|driver| driver.size != 0 && driver.base.get() >> 47 == 0x1_ffff && driver.name().contains('.')));
+    let rows: Vec<_> = Guest::modules(&windows).map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 151);
+    let unloaded = windows.unloaded_drivers().unwrap();
+    let unloaded: Vec<_> = unloaded.iter().map(|driver| (driver.name.as_str(), driver.start.get(), driver.end.get())).collect();
+    assert_eq!(
+        unloaded,
+        [
+            ("dam.sys", 0xffff_f804_87de_0000, 0xffff_f804_87df_c000),
+            ("WdBoot.sys", 0xffff_f804_79d3_0000, 0xffff_f804_79d4_2000),
+            ("hwpolicy.sys", 0xffff_f804_802c_0000, 0xffff_f804_802d_1000),
+            ("mcupdate.dll", 0xffff_f804_793e_0000, 0xffff_f804_7940_9000),
+        ]
+    );
 }

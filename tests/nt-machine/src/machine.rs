@@ -60,6 +60,10 @@ impl NtMachine {
             machine.write_kernel(base + at, &bytes);
         }
         machine.write_kernel_state(root);
+        // Entries of page tables without PAE count from there.
+        if let Some(&start) = machine.image.symbols.get("MmPagedPoolStart") {
+            machine.write_pointer(base + start, places.pools[1]);
+        }
         machine
     }
 

@@ -311,7 +311,7 @@ fn contents_of(machine: &mut NtMachine, system: &mut System, who: &Who<'_>, id: 
         contents.modules.truncate(2);
         contents.modules.push(Module::system("wow64.dll", place.libraries + 0x40_0000, 0x5_9000));
         contents.modules.push(Module::system("wow64win.dll", place.libraries, 0x8_3000));
-        contents.modules.push(Module::at("\\Windows\\SysWOW64\\ntdll.dll", 0x7798_0000, 0x1A_3000).wow64());
+        contents.modules.push(Module::at("\\Windows\\SysWOW64\\ntdll.dll", 0x7D98_0000, 0x1A_3000).wow64());
         contents.modules.push(Module::at("\\Windows\\SysWOW64\\kernel32.dll", 0x7640_0000, 0xF_0000).wow64());
     }
     if who.name == "svchost.exe" {
