@@ -7,6 +7,8 @@ use vmi_core::{Guest, Note, Vmi};
 use vmi_os_linux::{Linux, discover as linux};
 use vmi_os_windows::{Windows, discover as windows};
 
+use crate::AttachOptions;
+
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// One step of the search: some strategies of one system.
@@ -33,16 +35,24 @@ const STEPS: [Step; 5] = [
 /// # Errors
 /// If no system is recognised, what each of them was missing.
 pub fn attach<D: X86Driver>(vmi: &Vmi<D>) -> Result<Box<dyn Guest + '_>, AttachError> {
-    let mut search = Search { vmi, linux: None, windows: None };
+    attach_with(vmi, &AttachOptions::default())
+}
+
+/// As [`attach`], with what is known beforehand. Symbol files of one system leave out the other one.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_with<'v, D: X86Driver>(vmi: &'v Vmi<D>, options: &AttachOptions) -> Result<Box<dyn Guest + 'v>, AttachError> {
+    let mut search = Search { vmi, options, linux: None, windows: None };
     // The header of a Windows dump says what the machine was.
-    let is_windows = vmi.machine().notes.iter().any(|note| matches!(note, Note::WindowsDump(_)));
-    if is_windows && let Some(guest) = search.windows(&windows::Strategy::ALL) {
+    let is_dump = vmi.machine().notes.iter().any(|note| matches!(note, Note::WindowsDump(_)));
+    if is_dump && let Some(guest) = search.windows(&windows::Strategy::ALL) {
         return Ok(guest);
     }
     for step in STEPS {
         let guest = match step {
             Step::Linux(strategies) => search.linux(strategies),
-            Step::Windows(_) if is_windows => None,
+            Step::Windows(_) if is_dump => None,
             Step::Windows(strategies) => search.windows(strategies),
         };
         if let Some(guest) = guest {
@@ -53,16 +63,20 @@ pub fn attach<D: X86Driver>(vmi: &Vmi<D>) -> Result<Box<dyn Guest + '_>, AttachE
 }
 
 /// A search under way, with what each system has been missing so far.
-struct Search<'v, D: X86Driver> {
+struct Search<'v, 'o, D: X86Driver> {
     vmi: &'v Vmi<D>,
+    options: &'o AttachOptions,
     linux: Option<vmi_os_linux::AttachError>,
     windows: Option<vmi_os_windows::AttachError>,
 }
 
-impl<'v, D: X86Driver> Search<'v, D> {
+impl<'v, D: X86Driver> Search<'v, '_, D> {
     fn linux(&mut self, strategies: &[linux::Strategy]) -> Option<Box<dyn Guest + 'v>> {
         use vmi_os_linux::AttachError;
-        let options = linux::Options { strategies: strategies.to_vec(), ..linux::Options::default() };
+        if !self.options.looks_for_linux() {
+            return None;
+        }
+        let options = linux::Options { strategies: strategies.to_vec(), ..self.options.linux.clone() };
         let found = linux::find_with(self.vmi, &options).map_err(AttachError::from);
         match found.and_then(|kernel| Linux::with_kernel(self.vmi, kernel)) {
             Ok(linux) => return Some(Box::new(linux)),
@@ -78,7 +92,10 @@ impl<'v, D: X86Driver> Search<'v, D> {
 
     fn windows(&mut self, strategies: &[windows::Strategy]) -> Option<Box<dyn Guest + 'v>> {
         use vmi_os_windows::AttachError;
-        let options = windows::Options { strategies: strategies.to_vec(), ..windows::Options::default() };
+        if !self.options.looks_for_windows() {
+            return None;
+        }
+        let options = windows::Options { strategies: strategies.to_vec(), ..self.options.windows.clone() };
         let found = windows::find_with(self.vmi, &options).map_err(AttachError::from);
         match found.and_then(|kernel| Windows::with_kernel(self.vmi, kernel)) {
             Ok(windows) => return Some(Box::new(windows)),

@@ -47,13 +47,15 @@
 
 mod any_driver;
 mod attach;
+mod attach_options;
 mod open;
 mod options;
 mod target;
 mod targets;
 
 pub use any_driver::AnyDriver;
-pub use attach::{AttachError, Attempt, attach};
+pub use attach::{AttachError, Attempt, attach, attach_with};
+pub use attach_options::{AttachOptions, SymbolsError};
 pub use open::{OpenError, open, open_with};
 pub use options::Options;
 pub use target::{BackEnd, Target};

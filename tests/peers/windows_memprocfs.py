@@ -1,6 +1,8 @@
 """What MemProcFS finds in an image, without symbols and without the network, as JSON: processes, modules, address descriptors, handles.
 
-    windows_memprocfs.py IMAGE
+    windows_memprocfs.py IMAGE [PID:ADDRESS...]
+
+Of the addresses it gives the eight bytes there as a number.
 
 It finds the structures of processes by their shape. Types of handles, threads and the registry it reads only with Microsoft's symbols.
 """
@@ -19,7 +21,7 @@ def attempt(question):
         return None
 
 
-def main(image):
+def main(image, *places):
     machine = memprocfs.Vmm(["-device", image, "-disable-symbolserver", "-disable-infodb", "-norefresh", "-loglevel", "1"])
     processes = []
     for process in machine.process_list():
@@ -34,7 +36,11 @@ def main(image):
             "regions": [[vad["start"], vad["end"], vad["type"].strip(), vad["protection"]] for vad in attempt(process.maps.vad) or []],
             "handles": [[handle["handle"], handle["access"], handle["tag"]] for handle in handles],
         })
-    json.dump({"build": machine.kernel.build, "processes": processes}, sys.stdout)
+    pages = []
+    for pid, address in (map(int, place.split(":")) for place in places):
+        found = attempt(lambda: machine.process(pid).memory.read(address, 8))
+        pages.append([pid, address, found and int.from_bytes(found, "little")])
+    json.dump({"build": machine.kernel.build, "processes": processes, "pages": pages}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ use image::KernelImage;
 use lead::Lead;
 use scan::{Hits, Part};
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{Liveness, Paging, PhysAddr, Symbols, TypeSource, Vmi, live};
+use vmi_core::{Liveness, Paging, PhysAddr, Symbols, TypeSource, VirtAddr, Vmi, live};
 
-use crate::Kernel;
+use crate::{Kernel, SymbolFile, SymbolStore};
 
 /// How often the vCPUs of a running guest are asked for page tables that map a kernel.
 const MAX_LOOKS: usize = 4;
@@ -60,11 +60,29 @@ pub struct Options {
     pub symbols: Option<Arc<Symbols>>,
     /// Structure layouts from a file.
     pub types: Option<Arc<dyn TypeSource>>,
+    /// Where the kernel's symbol file is looked for: the user's symbol path by default.
+    pub store: SymbolStore,
+}
+
+impl Options {
+    /// With the symbols and types of a file that the user names.
+    #[must_use]
+    pub fn file(mut self, file: SymbolFile) -> Self {
+        self.symbols = Some(Arc::new(file.symbols(VirtAddr::ZERO)));
+        self.types = Some(Arc::new(file));
+        self
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { strategies: Strategy::ALL.to_vec(), root: None, symbols: None, types: None }
+        Self {
+            strategies: Strategy::ALL.to_vec(),
+            root: None,
+            symbols: None,
+            types: None,
+            store: SymbolStore::from_environment(),
+        }
     }
 }
 

@@ -145,7 +145,7 @@ impl ObjectManager {
                 u64::from(if by_index { index } else { index - 1 }),
                 if by_index { 1 } else { 4 },
             );
-            let key = u32::from_le_bytes(**&TYPES[nth].1);
+            let key = u32::from_le_bytes(*TYPES[nth].1);
             ground.fill("_OBJECT_TYPE", "Key", address, u64::from(key), 4);
             if let Some(list) = ground.find("_OBJECT_TYPE", "TypeList") {
                 ground.list_head(address + list);
@@ -222,7 +222,7 @@ impl ObjectManager {
         let header = start + front;
         self.write_header(ground, header, new.kind, mask);
         if let Some((name, directory)) = new.name {
-            let at = header - optional_size(ground, mask & (NAME | NAME - 1));
+            let at = header - optional_size(ground, mask & (NAME | (NAME - 1)));
             ground.fill_pointer("_OBJECT_HEADER_NAME_INFO", "Directory", at, directory);
             let string = at + ground.at("_OBJECT_HEADER_NAME_INFO", "Name");
             ground.put_string(string, name);
@@ -246,7 +246,7 @@ impl ObjectManager {
             // NameInfoOffset, HandleInfoOffset, QuotaInfoOffset: bytes from the optional header to the header. A flag tells of the creator's.
             let first = ground.at("_OBJECT_HEADER", "NameInfoOffset");
             for (nth, bit) in [(0, NAME), (1, HANDLES), (2, QUOTA)] {
-                let offset = if mask & bit == 0 { 0 } else { optional_size(ground, mask & (bit | bit - 1)) };
+                let offset = if mask & bit == 0 { 0 } else { optional_size(ground, mask & (bit | (bit - 1))) };
                 ground.put(header + first + nth, offset, 1);
             }
             ground.put(header + first + 3, if mask & CREATOR == 0 { 0 } else { 4 }, 1);
