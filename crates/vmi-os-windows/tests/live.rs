@@ -1,6 +1,8 @@
 //! A running guest, synthetic NT layout: a kernel of our own in stock QEMU, whose processes begin and end all the time. It keeps an account of its list, which is what
 //! the answers are compared with.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "a test")]
+
 use std::collections::HashMap;
 use std::thread;
 use std::time::{Duration, Instant};
