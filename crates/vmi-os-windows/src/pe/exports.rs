@@ -195,13 +195,14 @@ impl<'i, M: Memory<Addr = VirtAddr> + ?Sized> Exports<'i, M> {
         named.chain(nameless)
     }
 
-    /// Adds all exports with names and addresses in the image to `symbols`. Returns those that are lost.
+    /// Adds all exports with names and addresses in the image to `symbols`, with the letter `?`: the directory does not tell code from data. Returns those
+    /// that are lost.
     pub fn add_to(&self, symbols: &mut SymbolsBuilder) -> Vec<LostExport> {
         let mut lost = Vec::new();
         for export in self.iter() {
             match export {
                 Ok(Export { name: Some(name), target: ExportTarget::Offset(offset), .. }) => {
-                    symbols.push(&name, self.image.base.wrapping_add(offset.into()), b'E');
+                    symbols.push(&name, self.image.base.wrapping_add(offset.into()), b'?');
                 }
                 Ok(_) => {}
                 Err(error) => lost.push(error),

@@ -159,3 +159,39 @@ impl<'b> Source<'b> for Bounded<'b> {
         Ok(Box::new(Copied(copy)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of the document, and names that only look decorated.
+    #[test]
+    fn names_of_32_bit_code_are_those_of_the_source() {
+        for (decorated, name) in [
+            ("_PsActiveProcessHead", "PsActiveProcessHead"),
+            ("_NtCreateFile@44", "NtCreateFile"),
+            ("@ObfDereferenceObject@4", "ObfDereferenceObject"),
+            ("__chkstk", "_chkstk"),
+            ("?Method@Class@@QAEXXZ", "?Method@Class@@QAEXXZ"),
+            ("_a@b", "a@b"),
+            ("_@12", "@12"),
+            ("", ""),
+        ] {
+            assert_eq!(undecorated(decorated, 4), name);
+            assert_eq!(undecorated(decorated, 8), decorated, "64-bit names are not decorated");
+        }
+    }
+
+    #[test]
+    fn no_stream_is_larger_than_the_file() {
+        let mut source = Bounded { bytes: &[7; 100] };
+        let view = |source: &mut Bounded<'_>, offset, size| {
+            source.view(&[SourceSlice { offset, size }, SourceSlice { offset, size }]).map(|view| view.as_slice().len()).ok()
+        };
+        assert_eq!(view(&mut source, 10, 50), Some(100));
+        assert_eq!(view(&mut source, 10, 51), None);
+        assert_eq!(view(&mut source, 60, 50), None);
+        assert_eq!(view(&mut source, u64::MAX, 1), None);
+        assert_eq!(view(&mut source, 0, usize::MAX), None);
+    }
+}

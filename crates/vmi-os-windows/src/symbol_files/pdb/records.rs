@@ -174,7 +174,7 @@ pub(super) fn field<'a>(reader: &mut Reader<'a>) -> Option<Field<'a>> {
             Field::Constant { value, name }
         }
         // Static members, groups of methods, nested types.
-        0x150e | 0x150f | 0x1510 => {
+        0x150e..=0x1510 => {
             reader.take(6)?;
             reader.name()?;
             Field::Other

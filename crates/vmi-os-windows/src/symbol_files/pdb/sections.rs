@@ -31,9 +31,9 @@ pub(super) struct Sections {
 
 impl Sections {
     pub(super) fn read<'s>(pdb: &mut PDB<'s, impl Source<'s> + 's>, debug: &[u8]) -> Result<Self, SymbolFileError> {
-        let lengths = LENGTHS.iter().map(|&at| word(debug, at).map(|len| len as usize));
-        let list =
-            lengths.fold(Some(HEAD), |sum, len| sum?.checked_add(len?)).and_then(|start| debug.get(start..)).unwrap_or_default();
+        let mut lengths = LENGTHS.iter().map(|&at| word(debug, at).map(|len| len as usize));
+        let start = lengths.try_fold(HEAD, |sum, len| sum.checked_add(len?));
+        let list = start.and_then(|start| debug.get(start..)).unwrap_or_default();
         let mut stream = |number: usize| -> Result<Option<Vec<u8>>, SymbolFileError> {
             let index =
                 number.checked_mul(2).and_then(|at| list.get(at..)?.first_chunk()).map(|bytes| u16::from_le_bytes(*bytes));
