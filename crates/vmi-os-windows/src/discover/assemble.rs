@@ -13,8 +13,8 @@ use super::profiles::{self, Profile};
 use super::system::{self, Fit, Place, System};
 use super::variables::Variables;
 use super::{Failure, Options, build, dump_header, kdbg};
-use crate::shape::{self, Hints};
 use crate::pe::PeImage;
+use crate::shape::{self, Hints};
 use crate::{BuiltIn, Kernel};
 
 /// How variables were found, for messages.
@@ -159,9 +159,12 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
             self.remarks.append(&mut failures);
             return Ok(chosen);
         }
+        self.remarks.extend(missing);
         let (symbols, _) = self.symbols(None);
         if let Some(chosen) = self.by_build(&symbols, &mut failures) {
-            if chosen.system.as_ref().is_some_and(|system| system.list.is_ok()) {
+            // A triage dump has no more than the one process, if that.
+            let is_triage = self.dump.is_some_and(|dump| dump.triage.is_some());
+            if is_triage || chosen.system.as_ref().is_some_and(|system| system.list.is_ok()) {
                 self.remarks.append(&mut failures);
                 return Ok(chosen);
             }
@@ -241,7 +244,8 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
         let inferred = shape::infer(&self.space, &hints).map_err(|error| error.to_string())?;
         let types: Arc<dyn TypeSource> = Arc::new(inferred.types);
         let (symbols, _) = self.variables.add_to(Some(symbols));
-        match system::check(&self.space, self.image, &symbols, &*types, Place { inferred: Some(inferred.system), ..self.place() }) {
+        match system::check(&self.space, self.image, &symbols, &*types, Place { inferred: Some(inferred.system), ..self.place() })
+        {
             Fit::Fits(system) => Ok(Chosen { symbols, types, system: Some(system), remarks: inferred.remarks }),
             Fit::Unknown(why) | Fit::Contradicts(why) => Err(format!("what was inferred by shape does not hold: {why}")),
         }

@@ -73,8 +73,7 @@ fn what_is_inferred_is_what_every_kernel_of_the_table_has() {
     for name in BuiltIn::names() {
         let Some(build) = Build::named(name) else { continue };
         builds += 1;
-        let mut machine = NtMachine::new(build, Options { ram: vec![0..48 << 20], ..Options::default() });
-        machine.populate();
+        let (machine, _) = NtMachine::typical_with(build, Options { ram: vec![0..64 << 20], ..Options::default() });
         let inferred = inferred(&machine);
         let types: &dyn TypeSource = &inferred.types;
         let layout = |structure: &str, member: &str| machine.offset(structure, member);
@@ -85,7 +84,11 @@ fn what_is_inferred_is_what_every_kernel_of_the_table_has() {
             if let Some(expected) = layout(structure, member) {
                 count.1 += 1;
                 count.0 += usize::from(found.is_some());
-                assert!(found.is_none_or(|found| found == expected), "{name}: {structure}.{member} {found:#x?} {expected:#x}\n{:#?}", inferred.remarks);
+                assert!(
+                    found.is_none_or(|found| found == expected),
+                    "{name}: {structure}.{member} {found:#x?} {expected:#x}\n{:#?}",
+                    inferred.remarks
+                );
             } else {
                 assert_eq!(found, None, "{name}: {structure}.{member}");
             }
@@ -106,7 +109,11 @@ fn members_that_cannot_be_told_are_named() {
     // System alone: nothing tells the environment block.
     let inferred = inferred(&machine);
     assert!((&inferred.types as &dyn TypeSource).field("_EPROCESS", "Peb").is_err());
-    assert!(inferred.remarks.iter().any(|remark| remark.contains("_EPROCESS.Peb (nothing looks like it)")), "{:?}", inferred.remarks);
+    assert!(
+        inferred.remarks.iter().any(|remark| remark.contains("_EPROCESS.Peb (nothing looks like it)")),
+        "{:?}",
+        inferred.remarks
+    );
 }
 
 #[test]
