@@ -159,7 +159,6 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
             self.remarks.append(&mut failures);
             return Ok(chosen);
         }
-        self.remarks.extend(missing);
         let (symbols, _) = self.symbols(None);
         if let Some(chosen) = self.by_build(&symbols, &mut failures) {
             // A triage dump has no more than the one process, if that.

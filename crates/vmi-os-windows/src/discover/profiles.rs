@@ -46,17 +46,6 @@ pub(super) fn exact(options: &Options, image: &KernelImage) -> (Vec<Profile>, Op
         Some(Err(missing)) => Some(format!("the kernel's symbol file is not here: {}", missing.wanted)),
         None => None,
     };
-    if let (Some(store), Some(pdb)) = (&options.store, &image.pdb) {
-        match store.load(pdb) {
-            Ok(file) => profiles.push(Profile {
-                symbols: Some(Arc::new(file.symbols(image.base))),
-                types: Some(Arc::new(file)),
-                is_exact: true,
-                remarks: Vec::new(),
-            }),
-            Err(why) => missing = Some(why.to_string()),
-        }
-    }
     if let Some(found) = image.pdb.as_ref().and_then(BuiltIn::for_pdb) {
         let mut symbols = SymbolsBuilder::default();
         for &(name, offset) in found.symbols() {
