@@ -133,6 +133,11 @@ def pslist_row(row):
             printed_time(row["CreateTime"]), printed_time(row["ExitTime"]))
 
 
+def scanned(row):
+    """Rows of scans without the offset: before Windows 10 it is physical."""
+    return lambda printed: row(printed | {name: None for name in printed if name.startswith("Offset")})
+
+
 def pslist_rows(truth, processes):
     for process in processes:
         threads = truth.contents[process["pid"]]["threads"]
@@ -212,7 +217,7 @@ def views(truth):
 
 PLUGINS = {
     "windows.pslist": (pslist_row, lambda t: pslist_rows(t, t.listed)),
-    "windows.psscan": (pslist_row, lambda t: pslist_rows(t, t.processes)),
+    "windows.psscan": (scanned(pslist_row), lambda t: (row[:3] + (None,) + row[4:] for row in pslist_rows(t, t.processes))),
     "windows.pstree": (lambda row: (row["PID"], row["Audit"]), lambda t: ((p["pid"], p["image_path"] or None) for p in t.listed)),
     "windows.cmdline": (lambda row: (row["PID"], row["Args"]), lambda t: ((p["pid"], t.contents[p["pid"]]["command_line"] or None) for p in t.listed)),
     "windows.envars": (lambda row: (row["PID"], row["Variable"], row["Value"]), lambda t: ((pid, *pair) for pid, pair in t.of_listed("environment"))),
@@ -222,7 +227,7 @@ PLUGINS = {
                         lambda t: ((p["pid"], sid) for p in t.listed for c in [t.contents[p["pid"]]] for sid in [c["user"], *c["groups"]])),
     "windows.sessions": (lambda row: (row["Process ID"], row["Session ID"]), lambda t: ((p["pid"], p["session"]) for p in t.listed)),
     "windows.threads": (thread_row, lambda t: threads(t, [p["pid"] for p in t.listed])),
-    "windows.thrdscan": (thread_row, lambda t: threads(t, [p["pid"] for p in t.processes])),
+    "windows.thrdscan": (scanned(thread_row), lambda t: (row[:2] + (None,) + row[3:] for row in threads(t, [p["pid"] for p in t.processes]))),
     "windows.handles": (handle_row, handles),
     "windows.vadinfo": (lambda row: (row["PID"], row["Start VPN"], row["End VPN"], row["Protection"], row["CommitCharge"], row["PrivateMemory"], row["File"]),
                         descriptors),
@@ -233,7 +238,7 @@ PLUGINS = {
     "windows.unloadedmodules": (lambda row: (row["Name"], row["StartAddress"], row["EndAddress"], printed_time(row["Time"])),
                                 lambda t: ((d["name"], d["start"] & SHORT, d["end"] & SHORT, time_of(d["time"])) for d in t.system["unloaded"])),
     "windows.ssdt": (lambda row: (row["Index"], row["Address"]), services),
-    "windows.callbacks": (lambda row: (row["Type"], row["Callback"]),
+    "windows.callbacks": (lambda row: (row["Type"], row["Callback"]) if row["Type"].startswith("Psp") else None,
                           lambda t: (("PspCreateProcessNotifyRoutine", function & SHORT) for function in t.system["callbacks"])),
     "windows.symlinkscan": (lambda row: (row["From Name"], row["To Name"]), lambda t: ((path.rpartition("\\")[2], to) for path, to in t.system["links"])),
     "windows.psxview": (lambda row: (row["PID"], row["pslist"], row["psscan"], row["thrdscan"]), views),
@@ -308,7 +313,8 @@ def memprocfs(python, image, truth, table):
     table.row("MemProcFS", "address descriptors", ((pid, *region[:3]) for pid in with_peb for region in found[pid]["regions"]), regions(with_peb))
     table.row("MemProcFS", "pages in memory by any entry", map(tuple, answer["pages"]), ((pid, page["address"], page["marker"]) for pid, page in pages))
     table.row("MemProcFS", "handles", ((p["pid"], *handle[:2]) for p in found.values() for handle in p["handles"]),
-              ((p["pid"], h["value"], h["access"]) for p in alive for h in truth.contents[p["pid"]]["handles"]))
+              # Of a table of three levels it reads the first 512 pages (measured).
+              ((p["pid"], h["value"], h["access"]) for p in alive for h in truth.contents[p["pid"]]["handles"] if h["value"] < 0x80000))
 
 
 def ours(examples, symbols, image, truth, table):
@@ -356,7 +362,8 @@ def main():
                 symbols.mkdir(parents=True, exist_ok=True)
                 (symbols / packed.name).write_bytes(packed.read_bytes())
                 for plugin, (row, wanted) in PLUGINS.items():
-                    if options.plugins not in plugin:
+                    # Before Windows 10 it takes physical offsets for virtual ones and shows each process twice.
+                    if options.plugins not in plugin or plugin == "windows.psxview" and truth.all["build_number"] < 10000:
                         continue
                     try:
                         rows = volatility(python, directory / "real", image, plugin)

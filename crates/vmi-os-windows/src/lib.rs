@@ -18,6 +18,8 @@ mod object_directory;
 mod object_layout;
 mod object_name;
 mod object_state;
+#[cfg(test)]
+mod object_tests;
 mod object_type;
 mod pdb_identity;
 pub mod pe;
@@ -44,6 +46,7 @@ mod version;
 mod windows;
 
 pub use builtin::{BuildMatch, BuiltIn, Disagreement};
+pub use file_time::moment;
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
 pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};

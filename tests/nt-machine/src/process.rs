@@ -7,6 +7,9 @@ use crate::paging::{KERNEL_CODE, USER_DATA};
 use crate::pool::PoolKind;
 use crate::truth::ProcessTruth;
 
+/// `DISPATCHER_HEADER.WaitListHead` (wdm.h), which leads to itself as nobody waits.
+const WAIT_LIST: u64 = 8;
+
 /// What a process shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSpec {
@@ -91,7 +94,7 @@ impl NtMachine {
     pub(crate) fn add_process_with_root(&mut self, spec: ProcessSpec, root: u64) -> ProcessId {
         let id = ProcessId(self.processes.len());
         let size = self.build.layout.size("_EPROCESS");
-        let eprocess = self.alloc_object(PoolKind::NonPaged, b"Proc", size);
+        let eprocess = self.alloc_object(PoolKind::NonPaged, &self.protected_tag(b"Proc"), size);
         let mut process = ProcessTruth {
             eprocess,
             pid: spec.pid,
@@ -113,6 +116,7 @@ impl NtMachine {
         self.put("_KPROCESS", "Header", eprocess, 3);
         let header_size = self.build.layout.size("_KPROCESS") / 4;
         self.put_sized("_DISPATCHER_HEADER", "Size", eprocess, header_size, 1);
+        self.list_init(eprocess + WAIT_LIST);
         self.put("_KPROCESS", "DirectoryTableBase", eprocess, root);
         if self.offset("_KPROCESS", "UserDirectoryTableBase").is_some() {
             if self.options.kva_shadow != KvaShadow::Off && id != ProcessId::SYSTEM {
@@ -202,6 +206,12 @@ impl NtMachine {
         self.put("_EPROCESS", member, eprocess, value);
     }
 
+    /// The tag of a block that only its owner may free: until Windows 7 the highest bit of its last letter is set.
+    fn protected_tag(&self, tag: &[u8; 4]) -> [u8; 4] {
+        let [first, second, third, last] = *tag;
+        [first, second, third, if self.build.number < 9200 { last | 0x80 } else { last }]
+    }
+
     fn peb_address(&self, wow64: bool, pid: u64) -> u64 {
         let slide = pid % 64 * 0x1_0000;
         if !self.build.is_64_bit {
@@ -221,8 +231,9 @@ impl NtMachine {
     pub fn add_thread(&mut self, process: ProcessId, tid: u64) -> u64 {
         let owner = self.processes[process.0].clone();
         let size = self.build.layout.size("_ETHREAD");
-        let thread = self.alloc_object(PoolKind::NonPaged, b"Thre", size);
+        let thread = self.alloc_object(PoolKind::NonPaged, &self.protected_tag(b"Thre"), size);
         self.put("_KTHREAD", "Header", thread, 6);
+        self.list_init(thread + WAIT_LIST);
         let cid = self.member("_ETHREAD", "Cid", thread);
         self.put("_CLIENT_ID", "UniqueProcess", cid, owner.pid);
         self.put("_CLIENT_ID", "UniqueThread", cid, tid);

@@ -65,7 +65,7 @@ struct Space {
 
 fn space(machine: &NtMachine) -> Space {
     match (machine.is_64_bit(), machine.build_number()) {
-        (true, ..9200) => Space { executable: 0x1_3F50_0000, libraries: 0x7700_0000, stacks: 0x200_0000, extra: 0x7FE_FD00_0000 },
+        (true, ..9200) => Space { executable: 0x1_3F50_0000, libraries: 0x7800_0000, stacks: 0x200_0000, extra: 0x7FE_FD00_0000 },
         (true, _) => {
             Space { executable: 0x7FF6_1A20_0000, libraries: 0x7FFB_1A20_0000, stacks: 0xA0_0000_0000, extra: 0x1F2_3C00_0000 }
         }
