@@ -161,7 +161,9 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
         }
         let (symbols, _) = self.symbols(None);
         if let Some(chosen) = self.by_build(&symbols, &mut failures) {
-            if chosen.system.as_ref().is_some_and(|system| system.list.is_ok()) {
+            // A triage dump has no more than the one process, if that.
+            let is_triage = self.dump.is_some_and(|dump| dump.triage.is_some());
+            if is_triage || chosen.system.as_ref().is_some_and(|system| system.list.is_ok()) {
                 self.remarks.append(&mut failures);
                 return Ok(chosen);
             }

@@ -72,7 +72,7 @@ pub(super) fn look_at(at: PhysAddr, page: &[u8; PAGE_SIZE as usize], mut found: 
         let plain = |entry: &u64| entry & 0xfff == PRESENT && *entry > 0xfff && *entry < MAX_PAE_ENTRY;
         let [first, second, third, last] = four;
         let apart = first != second && second != third && third != last && first != last;
-        if plain(&first) && apart && four.iter().all(|entry| plain(entry)) {
+        if plain(&first) && apart && four.iter().all(plain) {
             found(Tables::FourEntries((index as u64).wrapping_mul(32), PhysAddr::new(first & FRAME)));
         }
     }

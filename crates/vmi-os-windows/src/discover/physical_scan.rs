@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{PAGE_SIZE, PhysAddr, VirtAddr, Vmi};
+use vmi_core::{PhysAddr, VirtAddr, Vmi};
 
 use super::lead::Lead;
 use super::locate;
@@ -22,8 +22,11 @@ const MAX_TABLES: usize = 1024;
 /// Tops that are handed on.
 const MAX_LEADS: usize = 64;
 
-/// A table on the way, and the part of the address that the levels below give.
-type Targets = FxHashMap<u64, u64>;
+/// Tables on the way by their frame, and the parts of addresses that the levels below give.
+type Targets = FxHashMap<u64, Vec<u64>>;
+
+/// Addresses of one table that are followed up: page tables that map themselves give some that are none.
+const MAX_ADDRESSES: usize = 8;
 
 /// Page tables of long mode or PAE that map the page at `image`, and the address at which they do.
 pub(super) fn leads<D: X86Driver>(vmi: &Vmi<D>, image: PhysAddr, mode: PagingMode) -> Vec<Lead> {
@@ -33,7 +36,7 @@ pub(super) fn leads<D: X86Driver>(vmi: &Vmi<D>, image: PhysAddr, mode: PagingMod
         PagingMode::Pae => &[12, 21, 30],
         _ => return Vec::new(),
     };
-    let mut targets: Targets = FxHashMap::from_iter([(image.get() & FRAME, 0)]);
+    let mut targets: Targets = FxHashMap::from_iter([(image.get() & FRAME, vec![0])]);
     for (level, &shift) in shifts.iter().enumerate() {
         let is_top = level.saturating_add(1) == shifts.len();
         let large = (shift == 21).then_some(image.get() & LARGE_FRAME);
@@ -45,25 +48,33 @@ pub(super) fn leads<D: X86Driver>(vmi: &Vmi<D>, image: PhysAddr, mode: PagingMod
                 (PagingMode::Pae, true) => (entry_at & !31, entry_at >> 3 & 3),
                 _ => (entry_at & FRAME, entry_at >> 3 & 0x1ff),
             };
-            next.entry(table).or_insert(below | index.wrapping_shl(shift));
-            if next.len() >= MAX_TABLES {
-                break;
+            let address = below | index.wrapping_shl(shift);
+            // Only where a kernel can be: the views that page tables have of themselves lie elsewhere.
+            let possible = !is_top || locate::can_be_base(mode, canonical(mode, address));
+            if possible && next.len() < MAX_TABLES {
+                let addresses = next.entry(table).or_default();
+                if addresses.len() < MAX_ADDRESSES && !addresses.contains(&address) {
+                    addresses.push(address);
+                }
             }
         }
         targets = next;
     }
     let mut leads: Vec<Lead> = targets
         .into_iter()
-        .filter_map(|(root, below)| {
-            let at = VirtAddr::new(if mode.is_long() && below >> 47 != 0 { below | 0xffff_0000_0000_0000 } else { below });
-            let mut lead = Lead::new(PhysAddr::new(root), mode);
-            lead.bases.push(at);
-            locate::can_be_base(mode, at).then_some(lead)
+        .map(|(root, addresses)| Lead {
+            bases: addresses.into_iter().map(|address| canonical(mode, address)).collect(),
+            ..Lead::new(PhysAddr::new(root), mode)
         })
         .collect();
     leads.sort_unstable_by_key(|lead| lead.root);
     leads.truncate(MAX_LEADS);
     leads
+}
+
+/// The address whose translated bits are these.
+fn canonical(mode: PagingMode, address: u64) -> VirtAddr {
+    VirtAddr::new(if mode.is_long() && address >> 47 != 0 { address | 0xffff_0000_0000_0000 } else { address })
 }
 
 /// Where entries are that lead to one of `targets`, and the part of the address that is known of it; at the level of large pages, also
@@ -80,8 +91,8 @@ fn referring<D: X86Driver>(vmi: &Vmi<D>, targets: &Targets, large: Option<u64>, 
                     continue;
                 }
                 let here = at.get().wrapping_add((index as u64).wrapping_mul(8));
-                if let Some(&below) = targets.get(&(entry & FRAME)) {
-                    found.push((here, below));
+                if let Some(addresses) = targets.get(&(entry & FRAME)) {
+                    found.extend(addresses.iter().map(|&below| (here, below)));
                 } else if entry & LARGE != 0 && large == Some(entry & LARGE_FRAME) {
                     found.push((here, offset));
                 }
@@ -92,7 +103,6 @@ fn referring<D: X86Driver>(vmi: &Vmi<D>, targets: &Targets, large: Option<u64>, 
             found
         })
         .collect();
-    found.sort_unstable_by_key(|&(at, _)| at / PAGE_SIZE);
-    found.truncate(MAX_TABLES);
+    found.truncate(MAX_TABLES.saturating_mul(MAX_ADDRESSES));
     found
 }

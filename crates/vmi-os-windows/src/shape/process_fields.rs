@@ -55,7 +55,7 @@ impl<D: X86Driver> Known<'_, '_, D> {
         let from = self.processes.links.saturating_add(self.width.saturating_mul(2));
         let others = self.processes.others();
         let ids = |at: usize| others.clone().map(move |process| process.object.word(at).unwrap_or_default());
-        let is_id = |id: u64| id != 0 && id % 4 == 0 && id < MAX_ID;
+        let is_id = |id: u64| id != 0 && id.is_multiple_of(4) && id < MAX_ID;
         only_offset(self.processes, from, |at| {
             at < self.processes.name
                 && self.zero_in_system(at)
@@ -272,7 +272,7 @@ impl<D: X86Driver> Known<'_, '_, D> {
                 if node == 0 {
                     continue;
                 }
-                if !is_kernel(self.processes.mode, node) || node % width != 0 {
+                if !is_kernel(self.processes.mode, node) || !node.is_multiple_of(width) {
                     return None;
                 }
                 trees = trees.saturating_add(usize::from(is_root(node)?));

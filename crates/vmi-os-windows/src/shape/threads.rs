@@ -95,7 +95,9 @@ fn candidates<D: X86Driver>(space: &AddressSpace<'_, D>, processes: &Processes) 
 
 /// Where a thread can have the id of its process and, behind it, its own.
 fn id_places(thread: &Object, process: u64) -> Vec<usize> {
-    let own = |at: usize| thread.word(at.saturating_add(thread.width)).is_some_and(|id| id != 0 && id % 4 == 0 && id < 1 << 26);
+    let own = |at: usize| {
+        thread.word(at.saturating_add(thread.width)).is_some_and(|id| id != 0 && id.is_multiple_of(4) && id < 1 << 26)
+    };
     thread.offsets(FIRST_ID).filter(|&at| thread.word(at) == Some(process) && own(at)).collect()
 }
 

@@ -55,6 +55,7 @@ fn real_windows_bytes_without_any_file() {
     let Some((vmi, _)) = real() else { return };
     let kernel = find(&vmi).unwrap();
     check_real(&kernel);
+    assert!(kernel.remarks.iter().any(|remark| remark.contains("by itself")), "{:#?}", kernel.remarks);
     println!("{}\n{:#?}", kernel.types.origin(), kernel.remarks);
     let field = |member| kernel.types.field("_EPROCESS", member).unwrap().offset;
     assert_eq!((field("UniqueProcessId"), field("ActiveProcessLinks"), field("ImageFileName")), (0x440, 0x448, 0x5a8));
@@ -83,7 +84,7 @@ fn real_windows_bytes_of_the_debugger_data() {
         }
         compared += 1;
     }
-    assert!(compared > 20, "{compared}");
+    assert!(compared > 15, "{compared}");
     let types: &dyn TypeSource = &*isf;
     let members: Vec<_> = data.members().collect();
     assert!(members.len() > 10);
@@ -93,18 +94,4 @@ fn real_windows_bytes_of_the_debugger_data() {
     for (structure, size) in data.sizes() {
         assert_eq!(types.structure(structure).unwrap().size, size, "{structure}");
     }
-}
-
-#[test]
-fn scratch() {
-    let Some((vmi, isf)) = real() else { return };
-    let dump = dump_header::note(&vmi).unwrap();
-    println!("{:#x?}", dump.triage);
-    let space = vmi.address_space(dump.directory_table_base, PagingMode::Level4);
-    let mut page = vec![0; 0xa40];
-    let gaps = space.read_lossy(VirtAddr::new(SYSTEM), &mut page).unwrap();
-    println!("gaps {gaps:x?}");
-    let symbols = isf.symbols(BASE);
-    println!("{:x?}", symbols.at(VirtAddr::new(0xfffff8047c640798)).map(|s| s.name.to_owned()).collect::<Vec<_>>());
-    println!("{:x?}", symbols.nearest(VirtAddr::new(0xfffff8047c640798)).map(|s| (s.0.name.to_owned(), s.1)));
 }
