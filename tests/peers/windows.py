@@ -5,8 +5,8 @@
 
 Writes a typical machine of each build (all with a symbol file in `$VMI_SHARED_DATA/windows/isf` if none is named, and Windows 7 x64) by the program
 `nt-machine`, runs the plugins of volatility3 (`--offline`, with Microsoft's symbols of that very kernel, unchanged) and MemProcFS (without any symbols) on the
-image, and compares what they print with `truth.json`. With `--ours`, a directory with the built examples, `process-list --json` and `module-list --json`
-are compared too. This proves the builder: where a tool that has seen real memory reads something else, the machine is not what Windows looks like.
+image, and compares what they print with `truth.json`. With `--ours`, a directory with the built examples, `process-list --json` and its siblings are compared
+too. This proves the builder: where a tool that has seen real memory reads something else, the machine is not what Windows looks like.
 
 `VMI_PEER_PYTHON` names an interpreter with the packages volatility3 and memprocfs; an environment of its own is made in the lab's cache if it is not set.
 Proof of the tier "synthetic NT layout".
@@ -318,16 +318,28 @@ def memprocfs(python, image, truth, table):
 
 
 def ours(examples, symbols, image, truth, table):
-    environment = dict(os.environ, VMI_SYMBOLS=str(symbols), _NT_SYMBOL_PATH=str(symbols))
+    address = lambda text: int(text, 16)
+    alive = [process for process in truth.listed if not process["exit_time"]]
+    handles = [(p["pid"], h) for p in alive for h in truth.contents[p["pid"]]["handles"]]
     for tool, row, wanted in [
-        ("process-list", lambda r: (r["pid"], r["parent_pid"], r["name"], int(r["object"], 16)),
+        ("process-list", lambda r: (r["pid"], r["parent_pid"], r["name"], address(r["object"])),
          ((p["pid"], p["parent"], p["name"], p["eprocess"]) for p in truth.listed)),
-        ("module-list", lambda r: (r["name"], int(r["base"], 16), r["size"]), ((m["name"], m["base"], m["size"]) for m in truth.all["modules"])),
+        ("module-list", lambda r: (r["name"], address(r["base"]), r["size"]), ((m["name"], m["base"], m["size"]) for m in truth.all["modules"])),
+        ("handle-list", lambda r: (r["pid"], r["handle"], r["type"], r["granted_access"], address(r["object"])),
+         ((pid, h["value"], h["type"], h["access"], h["object"]) for pid, h in handles)),
+        ("process-views", lambda r: (r["pid"], r["hidden"], r["exited"], r["list"]),
+         ((p["pid"], not p["linked"], bool(p["exit_time"]), p["linked"]) for p in truth.processes)),
+        ("registry-list", lambda r: (address(r["object"]), r["file"]), ((h["address"], h["file"] or None) for h in truth.system["hives"])),
     ]:
+        if not (examples / tool).exists():
+            print(f"{'ours':12} {tool:38} skipped: not built")
+            continue
+        if tool == "registry-list" and not truth.system["hives"]:
+            continue
         try:
-            answer = json.loads(run(examples / tool, "--json", image, env=environment))
+            answer = json.loads(run(examples / tool, "--json", "--symbols", symbols, image))
             table.row("ours", tool, map(row, answer), wanted)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             table.unread("ours", tool, error)
 
 
@@ -335,11 +347,12 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--ours", type=pathlib.Path, help="directory with the built examples")
     arguments.add_argument("--keep", type=pathlib.Path, help="where images go; else to a temporary directory")
+    arguments.add_argument("--no-peers", action="store_true", help="only ours")
     arguments.add_argument("--plugins", default="", help="only plugins of volatility3 with this in their names")
     arguments.add_argument("builds", nargs="*")
     options = arguments.parse_args()
     shared = os.environ.get("VMI_SHARED_DATA")
-    python = interpreter()
+    python = None if options.no_peers else interpreter()
     program = next((TARGET / profile / "nt-machine" for profile in ("release", "debug") if (TARGET / profile / "nt-machine").exists()), None)
     if program is None:
         raise SystemExit(f"no nt-machine in {TARGET}: cargo build -p nt-machine")
@@ -357,7 +370,9 @@ def main():
             run(*command)
             image, truth = directory / "memory.raw", Truth(json.loads((directory / "truth.json").read_text()))
             print(f"\n== {build}: {len(truth.processes)} processes")
-            if packed and packed.exists():
+            if options.no_peers:
+                pass
+            elif packed and packed.exists():
                 symbols = directory / "real/windows/ntkrnlmp.pdb"
                 symbols.mkdir(parents=True, exist_ok=True)
                 (symbols / packed.name).write_bytes(packed.read_bytes())
@@ -374,7 +389,8 @@ def main():
                     table.row("volatility3", plugin, map(row, rows), wanted(truth), excused)
             else:
                 print("volatility3  skipped: no symbol file of Microsoft's of this kernel")
-            memprocfs(python, image, truth, table)
+            if not options.no_peers:
+                memprocfs(python, image, truth, table)
             if options.ours:
                 ours(options.ours, directory / "symbols", image, truth, table)
             if not options.keep:
