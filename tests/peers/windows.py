@@ -284,7 +284,10 @@ class Table:
 
 def memprocfs(python, image, truth, table):
     try:
-        pages = [(pid, page) for pid, region in truth.of_listed("regions") for page in region["pages"] if page["state"] in READABLE]
+        # The array of prototype entries of a descriptor it does not read in 32-bit systems since Windows 8 (measured).
+        narrow = not truth.all["is_64_bit"] and truth.is_new
+        readable = READABLE - {"VadPrototype"} if narrow else READABLE
+        pages = [(pid, page) for pid, region in truth.of_listed("regions") for page in region["pages"] if page["state"] in readable]
         answer = json.loads(run(python, HERE / "windows_memprocfs.py", image, *(f"{pid}:{page['address']}" for pid, page in pages)))
     except RuntimeError as error:
         if truth.all["build"] in ("win81_x64", "win10_x64_14393") and "Initialization of vmm failed" in str(error):
@@ -301,13 +304,17 @@ def memprocfs(python, image, truth, table):
     table.row("MemProcFS", "command lines", ((pid, found[pid]["path"], found[pid]["command_line"]) for pid in with_peb),
               ((pid, truth.contents[pid]["image_path"], truth.contents[pid]["command_line"]) for pid in with_peb))
     table.row("MemProcFS", "kernel's paths", ((pid, found[pid]["kernel_path"]) for pid in with_peb), ((p["pid"], p["image_path"]) for p in alive if p["peb"]))
-    user = lambda address: address < 1 << 47
+    user = lambda address: address < (1 << 47 if truth.all["is_64_bit"] else 1 << 31)
     # Images in no list it names after their headers or not at all.
     table.row("MemProcFS", "modules", ((pid, *module[:2], module[3].lower()) for pid in with_peb for module in found[pid]["modules"]
                                        if user(module[0]) and ":" in module[3]),
               ((pid, m["base"], m["size"], m["path"].lower()) for pid in with_peb for m in truth.contents[pid]["modules"] if m["load"] or m["memory"]))
-    table.row("MemProcFS", "kernel modules", ((base, size, name) for base, size, name, _ in found[4]["modules"] if not user(base)),
-              ((m["base"], m["size"], m["name"]) for m in truth.all["modules"]))
+    listed = [(base, size, name) for base, size, name, _ in found[4]["modules"] if not user(base)]
+    if listed or truth.all["is_64_bit"] and not 9200 <= truth.all["build_number"] < 10240:
+        table.row("MemProcFS", "kernel modules", listed, ((m["base"], m["size"], m["name"]) for m in truth.all["modules"]))
+    else:
+        # Not exported, and the debugger's block is encoded or not looked for.
+        print("MemProcFS    kernel modules: it does not find their list in this kernel without symbols: expected")
     kinds = {"private": "", "shared": "Pf", "file": "File", "image": "Image"}
     regions = lambda pids: [(pid, r["start"], r["end"], kinds[r["kind"]]) for pid in pids for r in truth.contents[pid]["regions"]]
     table.row("MemProcFS", "address descriptors", ((pid, *region[:3]) for pid in with_peb for region in found[pid]["regions"]), regions(with_peb))
