@@ -3,7 +3,7 @@
 
     windows.py [--ours DIRECTORY] [--keep DIRECTORY] [BUILD...]
 
-Writes a typical machine of each build (all with a symbol file in `$VMI_SHARED_DATA/windows/isf` if none is named, and Windows 7 x64) by the program
+Writes a typical machine of each build (all with a symbol file in `$VMI_SHARED_DATA/windows/isf` if none is named, and others for MemProcFS alone) by the program
 `nt-machine`, runs the plugins of volatility3 (`--offline`, with Microsoft's symbols of that very kernel, unchanged) and MemProcFS (without any symbols) on the
 image, and compares what they print with `truth.json`. With `--ours`, a directory with the built examples, `process-list --json` and its siblings are compared
 too. This proves the builder: where a tool that has seen real memory reads something else, the machine is not what Windows looks like.
@@ -31,7 +31,7 @@ SYMBOLS = {  # The build of the builder, the key of the kernel whose symbol file
     "win10_x64_19041": "5278AFF86C341677D7D7835C85B7B844-1",
     "win11_x64_22000": "9AA3518467E0D28B53CB63E0A57118DE-1",
 }
-WITHOUT_SYMBOLS = ["win7_sp1_x64", "win10_x64_10240", "win10_x64_17763"]
+WITHOUT_SYMBOLS = ["win7_sp1_x86", "win7_sp1_x64", "win10_x64_10240", "win10_x64_17763", "win10_x86_19041", "win11_x64_26100"]
 # volatility3 prints addresses of the kernel without their upper 16 bits.
 SHORT = 0xFFFF_FFFF_FFFF
 VOLUME = "\\Device\\HarddiskVolume2"
@@ -342,6 +342,9 @@ def ours(examples, symbols, image, truth, table):
             print(f"{'ours':12} {tool:38} skipped: not built")
             continue
         if tool == "registry-list" and not truth.system["hives"]:
+            continue
+        if tool != "process-list" and truth.all["build"] == "win11_x64_26100":
+            # Of 24H2 nothing but the process is known publicly; the machine's symbol file has no more.
             continue
         try:
             answer = json.loads(run(examples / tool, "--json", "--symbols", symbols, image))
