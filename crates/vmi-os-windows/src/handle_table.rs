@@ -4,7 +4,7 @@ use core::fmt;
 
 use rustc_hash::FxHashSet;
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{Error, ErrorKind, Memory, PAGE_SIZE, Result, VirtAddr};
+use vmi_core::{Error, ErrorKind, PAGE_SIZE, Result, VirtAddr};
 
 use crate::Windows;
 use crate::registry::bytes::{u32_at, u64_at};
@@ -99,7 +99,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     /// The table of the process whose `_EPROCESS` is at `process`; `None` if it has none: it has ended, or is being made.
     ///
     /// # Errors
-    /// As [`Windows::handle_table_at`] and [`Memory::read_into`].
+    /// As [`Windows::handle_table_at`] and [`Memory::read_into`](vmi_core::Memory::read_into).
     pub fn handle_table_of(&self, process: VirtAddr) -> Result<Option<HandleTable<'_, 'v, D>>> {
         let table = self.pointer_or_null(process, self.layout.process.handles)?;
         table.map(|table| self.handle_table_at(table)).transpose()
@@ -108,7 +108,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     /// The table of all processes and threads, whose handles are their ids: `PspCidTable`. Its entries point to bodies of objects.
     ///
     /// # Errors
-    /// As [`Windows::handle_table_at`] and [`Memory::read_into`]; [`ErrorKind::NoSymbol`] if the guest's profile does not have `PspCidTable`.
+    /// As [`Windows::handle_table_at`] and [`Memory::read_into`](vmi_core::Memory::read_into); [`ErrorKind::NoSymbol`] if the guest's profile does not have `PspCidTable`.
     pub fn id_table(&self) -> Result<HandleTable<'_, 'v, D>> {
         let at = self.pointer_at(self.symbol("PspCidTable")?)?;
         self.handle_table_at(at)
@@ -128,9 +128,11 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         }
         // Without either member this is the error.
         entry.low.offset()?;
-        let described = self.types().field("_HANDLE_TABLE_ENTRY", "ObjectPointerBits").ok().and_then(|field| field.bits);
+        let described = self.types().field("_HANDLE_TABLE_ENTRY", "ObjectPointerBits").ok();
+        // A bit field is described from the byte on that holds its lowest bit.
+        let described = described.and_then(|field| u32::try_from(field.offset.checked_mul(8)?).ok()?.checked_add(field.bits?.0));
         Ok(EntryFormat::Bits(match described {
-            Some((lowest, _)) => lowest,
+            Some(lowest) => lowest,
             None if self.space.mode() == PagingMode::Level5 => 11,
             None if self.build().is_some_and(|build| build < FIRST_SHORT) => 23,
             None => 20,
@@ -173,7 +175,7 @@ impl<'l, 'v, D: X86Driver> HandleTable<'l, 'v, D> {
     /// The entry of the handle `handle`; `None` if it is not open.
     ///
     /// # Errors
-    /// As [`Memory::read_into`].
+    /// As [`Memory::read_into`](vmi_core::Memory::read_into).
     pub fn entry(&self, handle: u64) -> Result<Option<HandleEntry>> {
         let windows = self.windows;
         let code = windows.pointer(self.at, windows.objects.layout.handle_table.code)?.get();

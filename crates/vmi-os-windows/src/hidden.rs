@@ -2,9 +2,10 @@
 
 use rustc_hash::FxHashMap;
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, PhysAddr, VirtAddr};
+use vmi_core::{Error, Memory, PhysAddr, VirtAddr};
 
 use crate::Windows;
+use crate::pool_scan::PROCESS;
 
 /// Which ways led to a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,9 +107,10 @@ impl<D: X86Driver> Windows<'_, D> {
         for (&object, &views) in &seen {
             let process = self.process_at(object);
             let row = process.pid().and_then(|pid| Ok((pid, process.name()?, process.has_exited()?)));
+            // What a thread in memory that is no more in use names as its owner need not be a process any more.
+            let is_process = self.space.read::<u8>(object).is_ok_and(|kind| kind & 0x7f == PROCESS);
             match row {
-                // A thread that lies names an owner that is no process.
-                Ok((pid, name, _)) if pid == 0 && name.is_empty() => {}
+                Ok(_) if !is_process && !views.list => {}
                 Ok((pid, name, exited)) => {
                     let physical = self.space.translate(object).ok().map(|translation| translation.at);
                     survey.processes.push(SeenProcess { object: Some(object), physical, pid, name, exited, views });

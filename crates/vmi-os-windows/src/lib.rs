@@ -18,6 +18,8 @@ mod object_directory;
 mod object_layout;
 mod object_name;
 mod object_state;
+#[cfg(test)]
+mod object_tests;
 mod object_type;
 mod pdb_identity;
 pub mod pe;

@@ -3,7 +3,7 @@
 use rustc_hash::FxHashSet;
 use vmi_arch_x86::X86Driver;
 use vmi_core::list::rows;
-use vmi_core::{Error, ErrorKind, Memory, Result, VirtAddr, live};
+use vmi_core::{Error, ErrorKind, Result, VirtAddr, live};
 
 use crate::{Object, Windows};
 
@@ -133,7 +133,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     /// Where the symbolic link (an `_OBJECT_SYMBOLIC_LINK`) at `link` leads. Links that a driver answers anew each time have no target here.
     ///
     /// # Errors
-    /// As [`Memory::read_into`].
+    /// As [`Memory::read_into`](vmi_core::Memory::read_into).
     pub fn link_target(&self, link: VirtAddr) -> Result<String> {
         // The target has been behind the time of creation in all releases.
         let target = self.objects.layout.symbolic_link.target.offset().unwrap_or(8);

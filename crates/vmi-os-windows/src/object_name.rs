@@ -1,7 +1,7 @@
 //! What an object is called, by its type: paths of files and registry keys, processes and threads by their ids.
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{ErrorKind, Memory, Result, VirtAddr};
+use vmi_core::{ErrorKind, Result, VirtAddr};
 
 use crate::registry::bytes::utf16;
 use crate::{Object, Windows};
@@ -39,7 +39,7 @@ impl<D: X86Driver> Windows<'_, D> {
     /// The path of the `_FILE_OBJECT` at `file`: `\Device\HarddiskVolume2\Windows\notepad.exe`. `None` if neither the file nor its device has a name.
     ///
     /// # Errors
-    /// As [`Memory::read_into`]; [`ErrorKind::NoType`] if the guest's types do not have a member.
+    /// As [`Memory::read_into`](vmi_core::Memory::read_into); [`ErrorKind::NoType`] if the guest's types do not have a member.
     pub fn file_name(&self, file: VirtAddr) -> Result<Option<String>> {
         let layout = &self.objects.layout.file;
         let name = self.string(layout.name.of(file)?)?;

@@ -122,23 +122,25 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         Err(ErrorKind::NoObject { what: "object directory `\\ObjectTypes`".to_owned() }.into())
     }
 
-    /// What indices of types are combined with: `ObHeaderCookie`, or what makes the process System a process.
+    /// What indices of types are combined with: what makes the process System a process; else what the variable
+    /// `ObHeaderCookie` says.
     fn cookie(&self, types: &[ObjectType]) -> Option<u8> {
-        if let Ok(at) = self.symbol("ObHeaderCookie") {
-            return self.space.read(at).ok();
-        }
-        if self.build().is_some_and(|build| build < FIRST_ENCODED) {
-            return None;
-        }
-        let process = types.iter().find(|kind| kind.name == "Process")?;
-        let system = self.system_process().address();
-        let header = system.wrapping_sub(self.objects.layout.header.body.offset().ok()?);
-        let stored: u8 = self.read(header, self.objects.layout.header.type_index).ok()?;
-        let index = u8::try_from(process.index).ok()?;
-        let cookie = stored ^ index ^ address_byte(header);
-        // In clear, unless the build says otherwise.
-        let clear = stored == index && self.build().is_none();
-        Some(cookie).filter(|_| !clear)
+        let said: Option<u8> = self.symbol("ObHeaderCookie").and_then(|at| self.space.read(at)).ok();
+        let by_system = || {
+            let process = types.iter().find(|kind| kind.name == "Process")?;
+            let header = self.objects.layout.header.body.owner(self.system_process().address()).ok()?;
+            let stored: u8 = self.read(header, self.objects.layout.header.type_index).ok()?;
+            let index = u8::try_from(process.index).ok()?;
+            Some((stored == index, stored ^ index ^ address_byte(header)))
+        };
+        let found = by_system();
+        // An index in clear can be one that is encoded, by chance, and the other way round: the build tells.
+        let encoded = match (self.build(), found) {
+            (Some(build), _) => build >= FIRST_ENCODED,
+            (None, Some((clear, _))) => !clear,
+            (None, None) => said.is_some(),
+        };
+        found.map(|(_, cookie)| cookie).or(said).filter(|_| encoded)
     }
 
     /// The index of its type in the object's header at `header`, decoded.
@@ -148,17 +150,6 @@ impl<'v, D: X86Driver> Windows<'v, D> {
             Some(cookie) => stored ^ cookie ^ address_byte(header),
             None => stored,
         })
-    }
-
-    /// The cookie of indices, if they are encoded.
-    pub(crate) fn type_cookie(&self) -> Option<u8> {
-        self.type_table().cookie
-    }
-
-    /// The index of the type of this name.
-    pub(crate) fn index_of_type(&self, name: &str) -> Option<u8> {
-        let kind = self.type_table().types.iter().find(|kind| kind.name == name)?;
-        u8::try_from(kind.index).ok()
     }
 }
 

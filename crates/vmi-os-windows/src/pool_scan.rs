@@ -23,8 +23,8 @@ const MAX_HITS: usize = 1 << 18;
 const CHUNK: u64 = 4 << 20;
 /// Optional headers between the pool's header and the object's, in bytes: five of at most 32.
 const OPTIONAL: usize = 0xa0;
-/// The type of an object that can be waited for (`_DISPATCHER_HEADER.Type`): a process.
-const PROCESS: u8 = 3;
+/// The type of an object that can be waited for (`DISPATCHER_HEADER.Type`, the enumeration `_KOBJECTS`): a process.
+pub(crate) const PROCESS: u8 = 3;
 /// The same: a thread.
 const THREAD: u8 = 6;
 /// The bit of the last character of a tag that marks a block as protected (`PROTECTED_POOL`).
@@ -176,12 +176,12 @@ impl<D: X86Driver> Windows<'_, D> {
         (0..OPTIONAL).step_by(8).find_map(|optional| {
             let body = first.checked_add(optional)?;
             let object = bytes.get(body..body.checked_add(kind.size)?.min(end))?;
-            let whole = object.len() == kind.size && object.first() == Some(&kind.dispatcher);
+            let whole = object.len() == kind.size && object.first().is_some_and(|first| first & 0x7f == kind.dispatcher);
             whole.then_some((body, object)).filter(|(_, object)| self.is_waitable(object))
         })
     }
 
-    /// Whether an object starts with a `_DISPATCHER_HEADER` in use: a list of waiting threads whose pointers are the kernel's.
+    /// Whether an object starts with a `DISPATCHER_HEADER` (wdm.h) in use: at byte 8 a list of waiting threads, whose pointers are the kernel's.
     fn is_waitable(&self, object: &[u8]) -> bool {
         [8, 8u64.saturating_add(self.pointer_size())]
             .iter()

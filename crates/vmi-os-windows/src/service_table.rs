@@ -7,10 +7,6 @@ use crate::Windows;
 
 /// A service number has 12 bits within its table.
 const MAX_SERVICES: u64 = 0x1000;
-/// The first build of Windows Vista. 64-bit kernels before it do not shift the offsets of their services.
-const FIRST_SHIFTED: u32 = 6000;
-/// Services before Windows Vista whose offsets are tried to find out how they are written.
-const TRIED: usize = 64;
 
 /// A system service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +33,7 @@ enum Form {
     Address,
     /// Distances from the table, shifted by 4 bits, since Windows Vista; arguments in the low 4 bits.
     Shifted,
-    /// Distances from the table whose low 4 bits are arguments.
+    /// Distances from the table that are not shifted, before; arguments in the low 4 bits, which no function's address needs.
     Plain,
 }
 
@@ -121,16 +117,13 @@ impl<D: X86Driver> Windows<'_, D> {
         if self.pointer_size() == 4 {
             return Form::Address;
         }
-        if let Some(build) = self.build() {
-            return if build < FIRST_SHIFTED { Form::Plain } else { Form::Shifted };
-        }
         let kernel = self.kernel();
         let inside = |form: Form| {
-            let targets = elements.iter().take(TRIED).map(|&element| form.decode(table, element).0);
+            let targets = elements.iter().map(|&element| form.decode(table, element).0);
             targets.filter(|target| target.offset_from(kernel.base).is_some_and(|offset| offset < kernel.size)).count()
         };
-        // Shifted offsets that are read as plain ones are sixteen times too long: most lead out of the kernel.
-        if inside(Form::Plain) > inside(Form::Shifted) / 2 { Form::Plain } else { Form::Shifted }
+        // Shifted distances that are read as plain ones are sixteen times too long: most lead out of the kernel.
+        if inside(Form::Plain) > elements.len() / 2 { Form::Plain } else { Form::Shifted }
     }
 
     /// Where the kernel's modules are. What of the list can be read is used: it only names what lies in a module.

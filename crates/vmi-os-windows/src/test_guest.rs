@@ -10,10 +10,13 @@ use vmi_core::{ErrorKind, Member, PhysAddr, Result, Structure, SymbolsBuilder, T
 use crate::Kernel;
 
 /// Everything lies below this address; the lowest pages hold the page tables.
-pub(crate) const SIZE: usize = 0x40_0000;
+const SIZE: usize = 0x40_0000;
 const ROOT: usize = 0x1000;
 /// The memory is mapped at address zero, and again here: in the kernel's half.
 pub(crate) const KERNEL: u64 = 0xffff_8000_0000_0000;
+
+/// The process System.
+pub(crate) const SYSTEM: u64 = KERNEL + 0x9000;
 
 /// Structures with members at made-up places. A path `a.b` makes a nested structure `a` at offset zero.
 #[derive(Debug)]
@@ -99,7 +102,8 @@ pub(crate) struct TestGuest {
 }
 
 impl TestGuest {
-    /// A guest of four-level paging without any objects.
+    /// A guest of four-level paging whose process System, at [`SYSTEM`], is alone in the list of processes. Where members of a process lie: links 0x20, pid 0x30,
+    /// name 0x40, table of handles 0x60. Headers of objects have 0x30 bytes, type index 0x18, mask 0x1a; their names lie 0x20 bytes before.
     pub(crate) fn new() -> Self {
         let types = Table { types: vec![Type::Void], tags: BTreeMap::new() };
         let mut guest = Self { bytes: vec![0; SIZE], types, build: None, symbols: SymbolsBuilder::default() };
@@ -108,6 +112,30 @@ impl TestGuest {
         guest.put(ROOT as u64 + 256 * 8, &[0x2007]);
         guest.put(0x2000, &[0x3007]);
         guest.put(0x3000, &[0x87, 0x20_0087]);
+        for (structure, path, offset, size) in [
+            ("_EPROCESS", "ActiveProcessLinks", 0x20, 16),
+            ("_EPROCESS", "UniqueProcessId", 0x30, 8),
+            ("_EPROCESS", "ImageFileName", 0x40, 15),
+            ("_EPROCESS", "ObjectTable", 0x60, 8),
+            ("_HANDLE_TABLE", "TableCode", 8, 8),
+            ("_HANDLE_TABLE_ENTRY", "LowValue", 0, 8),
+            ("_OBJECT_HEADER", "Body", 0x30, 8),
+            ("_OBJECT_HEADER", "TypeIndex", 0x18, 1),
+            ("_OBJECT_HEADER", "InfoMask", 0x1a, 1),
+            ("_OBJECT_HEADER_NAME_INFO", "Directory", 0, 8),
+            ("_OBJECT_HEADER_NAME_INFO", "Name", 8, 16),
+            ("_OBJECT_DIRECTORY", "HashBuckets", 0, 296),
+            ("_OBJECT_TYPE", "Name", 0x10, 16),
+            ("_OBJECT_TYPE", "Index", 0x28, 1),
+        ] {
+            guest.types.member(structure, path, offset, size);
+        }
+        guest.types.size("_OBJECT_HEADER_NAME_INFO", 0x20);
+        guest.symbol("PsInitialSystemProcess", KERNEL + 0x8000);
+        guest.symbol("PsActiveProcessHead", KERNEL + 0x8010);
+        guest.put(0x8000, &[SYSTEM, 0, SYSTEM + 0x20, SYSTEM + 0x20]);
+        guest.put(SYSTEM + 0x20, &[KERNEL + 0x8010, KERNEL + 0x8010, 4]);
+        guest.write(SYSTEM + 0x40, b"System");
         guest
     }
 

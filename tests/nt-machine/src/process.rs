@@ -7,6 +7,9 @@ use crate::paging::{KERNEL_CODE, USER_DATA};
 use crate::pool::PoolKind;
 use crate::truth::ProcessTruth;
 
+/// `DISPATCHER_HEADER.WaitListHead` (wdm.h), which leads to itself as nobody waits.
+const WAIT_LIST: u64 = 8;
+
 /// What a process shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSpec {
@@ -113,6 +116,7 @@ impl NtMachine {
         self.put("_KPROCESS", "Header", eprocess, 3);
         let header_size = self.build.layout.size("_KPROCESS") / 4;
         self.put_sized("_DISPATCHER_HEADER", "Size", eprocess, header_size, 1);
+        self.list_init(eprocess + WAIT_LIST);
         self.put("_KPROCESS", "DirectoryTableBase", eprocess, root);
         if self.offset("_KPROCESS", "UserDirectoryTableBase").is_some() {
             if self.options.kva_shadow != KvaShadow::Off && id != ProcessId::SYSTEM {
@@ -229,6 +233,7 @@ impl NtMachine {
         let size = self.build.layout.size("_ETHREAD");
         let thread = self.alloc_object(PoolKind::NonPaged, &self.protected_tag(b"Thre"), size);
         self.put("_KTHREAD", "Header", thread, 6);
+        self.list_init(thread + WAIT_LIST);
         let cid = self.member("_ETHREAD", "Cid", thread);
         self.put("_CLIENT_ID", "UniqueProcess", cid, owner.pid);
         self.put("_CLIENT_ID", "UniqueThread", cid, tid);

@@ -15,6 +15,12 @@ pub trait Cells {
     /// [`RegistryError`] if it cannot be read.
     fn root(&self) -> Result<u32, RegistryError>;
 
+    /// Whether there are volatile cells, which exist in memory only. Without them what a key says of volatile subkeys means nothing: files keep
+    /// what was in memory when they were written.
+    fn has_volatile(&self) -> bool {
+        false
+    }
+
     /// The content of the allocated cell `index`, without the size in front of it.
     ///
     /// # Errors
@@ -26,6 +32,10 @@ pub trait Cells {
 impl<C: Cells + ?Sized> Cells for &C {
     fn root(&self) -> Result<u32, RegistryError> {
         (**self).root()
+    }
+
+    fn has_volatile(&self) -> bool {
+        (**self).has_volatile()
     }
 
     fn cell(&self, index: u32) -> Result<Cow<'_, [u8]>, RegistryError> {

@@ -163,7 +163,8 @@ impl<'h, C: Cells> Key<'h, C> {
         if self.is_mount_point() {
             return 0;
         }
-        u64::from(self.number(0x14)).saturating_add(u64::from(self.number(0x18)))
+        let volatile = if self.hive.cells.has_volatile() { self.number(0x18) } else { 0 };
+        u64::from(self.number(0x14)).saturating_add(u64::from(volatile))
     }
 
     /// How many values it has, as it says of itself.
@@ -224,8 +225,8 @@ impl<'h, C: Cells> Key<'h, C> {
         }
         // Counts and lists of the two storages: on disk, and volatile.
         for (count, list) in [(0x14, 0x1c), (0x18, 0x20)] {
-            let (count, list) = (self.number(count), self.number(list));
-            if count == 0 {
+            let (volatile, count, list) = (count == 0x18, self.number(count), self.number(list));
+            if count == 0 || volatile && !self.hive.cells.has_volatile() {
                 continue;
             }
             let before = cells.len();

@@ -186,6 +186,10 @@ impl<D: X86Driver> Cells for MemoryHive<'_, '_, D> {
         }
     }
 
+    fn has_volatile(&self) -> bool {
+        true
+    }
+
     fn cell(&self, index: u32) -> Result<Cow<'_, [u8]>, RegistryError> {
         let memory = |source| RegistryError::Memory { cell: index, source };
         let storage = if index >> 31 == 0 { self.storages[0] } else { self.storages[1] };

@@ -193,7 +193,9 @@ impl Cells {
         let (name, compressed) = name_bytes(&key.name);
         let mut node = vec![0; 0x4C];
         node[0..2].copy_from_slice(b"nk");
-        let flags: u16 = if compressed { 0x20 } else { 0 } | if is_root { 0xC } else { 0 } | u16::from(key.volatile);
+        let is_link = key.values.iter().any(|value| value.name == "SymbolicLinkValue");
+        let link = if is_link { 0x10 } else { 0 };
+        let flags: u16 = if compressed { 0x20 } else { 0 } | if is_root { 0xC } else { 0 } | link | u16::from(key.volatile);
         node[2..4].copy_from_slice(&flags.to_le_bytes());
         node[4..12].copy_from_slice(&key.written.to_le_bytes());
         for at in [0x1C, 0x20, 0x28, 0x2C, 0x30] {
