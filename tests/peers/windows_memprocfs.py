@@ -40,7 +40,7 @@ def main(image, *places):
     for pid, address in (map(int, place.split(":")) for place in places):
         found = attempt(lambda: machine.process(pid).memory.read(address, 8))
         pages.append([pid, address, found and int.from_bytes(found, "little")])
-    json.dump({"build": machine.kernel.build, "processes": processes, "pages": pages}, sys.stdout)
+    json.dump({"build": machine.kernel.build, "processes": processes, "pages": pages}, sys.stdout, default=repr)
 
 
 if __name__ == "__main__":

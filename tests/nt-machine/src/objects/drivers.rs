@@ -1,7 +1,7 @@
 //! What the kernel keeps about drivers and system services.
 //!
-//! `MmUnloadedDrivers`: 50 records of a name, two addresses and a time, and `MmLastUnloadedDriver` counts (documented by the debugger's `lm u`; the records
-//! as described in "Rootkits: unloaded drivers" threads and in Volatility's `unloadedmodules`). Service table: `KeServiceDescriptorTable` has the table, a
+//! `MmUnloadedDrivers`: 50 records of a name, two addresses and a time, and `MmLastUnloadedDriver` counts (what the debugger's `lm` prints; the records
+//! as Volatility's type tables have them). Service table: `KeServiceDescriptorTable` has the table, a
 //! table of counters, the number of services and a table of argument sizes; 64-bit tables hold, since Windows Vista, offsets from the table itself in units
 //! of 1/16 with the number of stack arguments in the low four bits.
 
