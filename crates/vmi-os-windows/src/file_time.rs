@@ -9,7 +9,7 @@ const TO_UNIX: u64 = 11_644_473_600;
 const UNITS: u64 = 10_000_000;
 
 /// The moment that a file time stands for; `None` for zero, which stands for none, and for one that this machine's clock cannot tell.
-pub(crate) fn moment(time: u64) -> Option<SystemTime> {
+pub fn moment(time: u64) -> Option<SystemTime> {
     if time == 0 {
         return None;
     }

@@ -6,13 +6,14 @@ use vmi_core::{
     Thread as ThreadRow, Translation, VcpuId, VirtAddr, list::rows,
 };
 
-use crate::{Process, Thread, Windows, version};
+use crate::peb::arguments;
+use crate::{Process, Thread, Windows, triage, version};
 
 /// Bytes of `NtBuildLab`.
 const MAX_BUILD_LAB: usize = 256;
 
 /// `Some` of what could be read, `None` where this guest's types do not describe it.
-fn known<T>(read: Result<T>) -> Result<Option<T>> {
+pub(crate) fn known<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Ok(value) => Ok(Some(value)),
         Err(error) if matches!(error.kind(), ErrorKind::NoType { .. } | ErrorKind::NoSymbol { .. }) => Ok(None),
@@ -21,7 +22,7 @@ fn known<T>(read: Result<T>) -> Result<Option<T>> {
 }
 
 /// As [`known`], with memory that is not there (paged out, or left out of a dump) as `None` too.
-fn present<T>(read: Result<T>) -> Result<Option<T>> {
+pub(crate) fn present<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Err(error) if error.is_absent() => Ok(None),
         other => known(other),
@@ -55,6 +56,9 @@ impl<D: X86Driver> Process<'_, '_, D> {
         row.state = exited.then_some(State::Zombie);
         row.kernel = known(self.is_kernel_process())?.unwrap_or(false);
         row.page_table = known(self.page_table())?.filter(|root| *root != PhysAddr::ZERO);
+        if !row.kernel && !exited {
+            row.command_line = present(self.command_line())?.flatten().map(|line| arguments(&line));
+        }
         Ok(row)
     }
 }
@@ -133,14 +137,19 @@ impl<D: X86Driver> Guest for Windows<'_, D> {
                 row.references = known(module.load_count())?.map(u32::from);
                 Ok(row)
             };
+            if triage::parts(self.vmi()).is_some() {
+                let row = |driver: crate::DumpedDriver| {
+                    let name = driver.name().to_owned();
+                    Ok(Module::new(name, driver.base, driver.size, VirtAddr::ZERO))
+                };
+                return Box::new(rows(self.dumped_drivers().map(|drivers| drivers.into_iter().map(row))));
+            }
             Box::new(self.kernel_modules().map(move |module| read(module?)).filter(|row| !is_gone(row)))
         })
     }
 
     fn memory_areas(&self, pid: u32) -> Rows<'_, MemoryArea> {
-        _ = pid;
-        let error = Error::from(ErrorKind::NoType { name: "_MMVAD".to_owned(), why: "it is not read yet".to_owned() });
-        Box::new(std::iter::once(Err(error)))
+        self.held(move || Box::new(rows(self.process(pid).map(|process| process.memory_areas()))))
     }
 
     /// Windows has no kernel log in memory: the only row is the error that says so.
@@ -168,15 +177,15 @@ impl<D: X86Driver> Guest for Windows<'_, D> {
 
     fn translate(&self, pid: Option<u32>, at: VirtAddr) -> Result<Translation> {
         match pid {
-            Some(pid) => self.process(pid)?.address_space()?.translate(at),
+            Some(pid) => self.process(pid)?.memory()?.translate(at),
             None => self.space.translate(at),
         }
     }
 
     fn read_virtual(&self, pid: Option<u32>, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
         match pid {
-            Some(pid) => self.process(pid)?.address_space()?.read_into(at, buf),
-            None => self.space.read_into(at, buf),
+            Some(pid) => self.process(pid)?.memory()?.read_into(at, buf),
+            None => self.read_kernel(at, buf),
         }
     }
 }

@@ -111,7 +111,7 @@ impl<'w, 'v, D: X86Driver> Process<'w, 'v, D> {
         let mut bytes = [0u8; NAME_LEN];
         let size = usize::try_from(member.size()?).unwrap_or(NAME_LEN).min(NAME_LEN);
         if let Some(part) = bytes.get_mut(..size) {
-            self.whole(self.windows.space.read_into(member.of(self.at)?, part))?;
+            self.whole(self.windows.read_kernel(member.of(self.at)?, part))?;
         }
         let name = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
         Ok(name.iter().map(|&byte| if byte.is_ascii() { char::from(byte) } else { char::REPLACEMENT_CHARACTER }).collect())
@@ -243,7 +243,7 @@ impl<'w, 'v, D: X86Driver> Process<'w, 'v, D> {
                 return Ok(at);
             }
             let offset = if layout.wow64.peb.exists() { layout.wow64.peb.offset()? } else { 0 };
-            self.windows.space.read_pointer(at.wrapping_add(offset))
+            self.windows.kernel_pointer(at.wrapping_add(offset))
         })?;
         Ok(peb.filter(|peb| !peb.is_null()))
     }

@@ -4,6 +4,7 @@ use vmi_arch_x86::{Registers, X86Driver};
 use vmi_core::{Capability, Error, ErrorKind, Memory, PhysAddr, Result, VcpuId, VirtAddr};
 
 use crate::unicode_string::Width;
+use crate::windows::KernelMemory;
 use crate::{Process, Thread, Windows};
 
 impl<'v, D: X86Driver> Windows<'v, D> {
@@ -84,7 +85,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
 
     /// Reads a zero-terminated string of the kernel's own.
     pub(crate) fn c_string(&self, symbol: &str, limit: usize) -> Result<String> {
-        let bytes = self.space.read_c_string(self.symbol(symbol)?, limit)?;
+        let bytes = KernelMemory(self).read_c_string(self.symbol(symbol)?, limit)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }

@@ -1,6 +1,7 @@
 //! The handle on a Windows guest.
 
 use core::fmt;
+use std::sync::OnceLock;
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{
@@ -11,6 +12,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::layout::Layout;
 use crate::object_state::ObjectState;
+use crate::process_memory::Pages;
+use crate::triage::{self, SavedObject};
 use crate::unicode_string::{self, Width};
 use crate::{Kernel, Process, discover};
 
@@ -57,6 +60,10 @@ pub struct Windows<'v, D: X86Driver> {
     system: VirtAddr,
     /// The list of processes.
     process_list: VirtAddr,
+    /// See [`Windows::invalid_entry_mask`].
+    pub(crate) invalid_mask: OnceLock<Option<u64>>,
+    /// Objects that a triage dump has outside of its virtual memory.
+    saved: Vec<SavedObject>,
 }
 
 /// Why a machine could not be read as a Windows guest.
@@ -96,18 +103,20 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     pub fn with_kernel(vmi: &'v Vmi<D>, kernel: Kernel) -> Result<Self, AttachError> {
         let space = vmi.address_space(kernel.root, kernel.mode);
         let layout = Layout::new(&*kernel.types);
+        let (system, process_list) = (VirtAddr::ZERO, VirtAddr::ZERO);
+        let (invalid_mask, saved) = (OnceLock::new(), triage::saved_objects(vmi, &layout));
         let objects = ObjectState::new(&*kernel.types);
-        let mut windows = Self { space, layout, objects, kernel, system: VirtAddr::ZERO, process_list: VirtAddr::ZERO };
+        let mut windows = Self { space, layout, objects, kernel, system, process_list, invalid_mask, saved };
         windows.system = windows.find_system().map_err(|source| AttachError::SystemProcess { source })?;
         windows.process_list = windows.find_process_list().map_err(|source| AttachError::SystemProcess { source })?;
         Ok(windows)
     }
 
     fn find_system(&self) -> Result<VirtAddr> {
-        let by_variable = || self.checked_system(self.space.read_pointer(self.symbol("PsInitialSystemProcess")?)?);
+        let by_variable = || self.checked_system(self.kernel_pointer(self.symbol("PsInitialSystemProcess")?)?);
         let by_list = || {
             let head = self.symbol("PsActiveProcessHead")?;
-            self.checked_system(self.layout.process.links.owner(self.space.read_pointer(head)?)?)
+            self.checked_system(self.layout.process.links.owner(self.kernel_pointer(head)?)?)
         };
         // A triage dump holds the list's head, but not the variable.
         by_variable().or_else(|error| by_list().map_err(|other| if other.is_absent() { error } else { other }))
@@ -127,7 +136,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     fn find_process_list(&self) -> Result<VirtAddr> {
         self.symbol("PsActiveProcessHead").or_else(|missing| {
             let links = self.layout.process.links.of(self.system)?;
-            let before = self.space.read_pointer(links.wrapping_add(self.width().bytes()))?;
+            let before = self.kernel_pointer(links.wrapping_add(self.width().bytes()))?;
             let inside = before.offset_from(self.kernel.base).is_some_and(|offset| offset < self.kernel.size);
             if inside { Ok(before) } else { Err(missing) }
         })
@@ -160,7 +169,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
 
     /// The build of the kernel: as discovery found it, else as the variable `NtBuildNumber` says.
     pub fn build(&self) -> Option<u32> {
-        let variable = || Some(self.space.read::<u32>(self.symbol("NtBuildNumber").ok()?).ok()? & 0xffff);
+        let variable = || Some(KernelMemory(self).read::<u32>(self.symbol("NtBuildNumber").ok()?).ok()? & 0xffff);
         self.kernel.build.or_else(variable)
     }
 
@@ -224,16 +233,34 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         })
     }
 
+    /// Reads the kernel's memory, pages included that are on their way to the disk.
+    #[inline]
+    pub(crate) fn read_kernel(&self, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
+        match self.space.read_into(at, buf) {
+            Err(error) if error.is_absent() => match self.saved.iter().find_map(|saved| saved.place(at, buf.len())) {
+                Some(place) => self.vmi().read_into(place, buf),
+                None => Pages::of_kernel(self).read_on(at, buf, error),
+            },
+            other => other,
+        }
+    }
+
+    /// Reads a pointer in the kernel's memory.
+    #[inline]
+    pub(crate) fn kernel_pointer(&self, at: VirtAddr) -> Result<VirtAddr> {
+        self.width().pointer(&KernelMemory(self), at)
+    }
+
     /// Reads a member of the object at `object`.
     #[inline]
     pub(crate) fn read<T: FromBytes + IntoBytes>(&self, object: VirtAddr, member: KernelField) -> Result<T> {
-        self.space.read(member.of(object)?)
+        KernelMemory(self).read(member.of(object)?)
     }
 
     /// Reads a pointer, or a number as wide as one, of the object at `object`.
     #[inline]
     pub(crate) fn pointer(&self, object: VirtAddr, member: KernelField) -> Result<VirtAddr> {
-        self.space.read_pointer(member.of(object)?)
+        self.kernel_pointer(member.of(object)?)
     }
 
     /// As [`Windows::pointer`], with a null pointer as `None`.
@@ -248,7 +275,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         let size = usize::try_from(member.size()?).unwrap_or(usize::MAX).min(8);
         let mut bytes = [0; 8];
         if let Some(part) = bytes.get_mut(..size) {
-            self.space.read_into(at, part)?;
+            self.read_kernel(at, part)?;
         }
         member.number(u64::from_le_bytes(bytes))
     }
@@ -270,7 +297,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
 
     /// Reads the string whose `UNICODE_STRING` is at `at` in the kernel's memory.
     pub(crate) fn string(&self, at: VirtAddr) -> Result<String> {
-        unicode_string::read(&self.space, at, self.width())
+        unicode_string::read(&KernelMemory(self), at, self.width())
     }
 
     /// Whether `at` is an address of the kernel's: in the upper half of all addresses. (A 32-bit system that was started with `/3GB` gives user
@@ -280,6 +307,18 @@ impl<'v, D: X86Driver> Windows<'v, D> {
             Width::Bits32 => at.get() >= 0x8000_0000,
             Width::Bits64 => at.get() >> 63 == 1,
         }
+    }
+}
+
+/// The kernel's memory, pages included that are on their way to the disk.
+pub(crate) struct KernelMemory<'w, 'v, D: X86Driver>(pub(crate) &'w Windows<'v, D>);
+
+impl<D: X86Driver> Memory for KernelMemory<'_, '_, D> {
+    type Addr = VirtAddr;
+
+    #[inline]
+    fn read_into(&self, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
+        self.0.read_kernel(at, buf)
     }
 }
 

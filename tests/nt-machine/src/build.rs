@@ -116,6 +116,18 @@ impl Build {
         self
     }
 
+    /// Where its kernel lies, unless the options say otherwise.
+    pub fn kernel_base(&self) -> u64 {
+        match (self.is_64_bit, self.number) {
+            (true, ..9200) => 0xFFFF_F800_01A5_D000,
+            (true, ..14393) => 0xFFFF_F801_3A01_8000 & !0x1F_FFFF,
+            (true, _) => 0xFFFF_F804_7BA0_0000,
+            (false, ..6000) => 0x804D_7000,
+            (false, ..9200) => 0x82A1_0000,
+            (false, _) => 0x81C0_0000,
+        }
+    }
+
     /// Bytes of a pointer.
     pub fn pointer(&self) -> u64 {
         if self.is_64_bit { 8 } else { 4 }

@@ -26,6 +26,14 @@ pub struct CompiledKernel {
 }
 
 impl CompiledKernel {
+    /// Compiles a kernel with the structures of a build, to lie where that build's kernel usually does.
+    ///
+    /// # Errors
+    /// As [`CompiledKernel::compile`].
+    pub fn of(build: &Build) -> Result<Self, String> {
+        Self::compile(build, build.kernel_base() & !0xFFFF)
+    }
+
     /// Compiles a kernel with the structures of a build, to lie at `base` (a multiple of 64 KiB).
     ///
     /// # Errors

@@ -107,6 +107,8 @@ fn named_structures(of: &Value) -> Vec<String> {
 
 const WANTED: &[&str] = &[
     "_ERESOURCE",
+    "_OBJECT_HEADER",
+    "_POOL_HEADER",
     "_EX_FAST_REF",
     "_DEVICE_OBJECT",
     "_CM_KEY_BODY",

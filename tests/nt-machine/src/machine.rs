@@ -39,7 +39,7 @@ impl NtMachine {
         let root = options.system_root.or_else(|| usual_root(&build, paging, &options));
         let root = tables.new_system_root(&mut memory, root);
         let linked = if let KernelImage::Compiled(compiled) = &options.kernel { Some(compiled.base) } else { None };
-        let base = linked.or(options.kernel_base).unwrap_or_else(|| usual_base(&build));
+        let base = linked.or(options.kernel_base).unwrap_or_else(|| build.kernel_base());
         let image = kernel(&build, &options, base);
         map_image(&mut memory, &mut tables, &build, &options, base, image.size);
         let places = Places::of(&build);
@@ -337,17 +337,6 @@ fn usual_root(build: &Build, paging: Paging, options: &Options) -> Option<u64> {
         Paging::Legacy => 0x3_9000,
     };
     options.ram.iter().any(|run| run.contains(&at)).then_some(at)
-}
-
-fn usual_base(build: &Build) -> u64 {
-    match (build.is_64_bit, build.number) {
-        (true, ..9200) => 0xFFFF_F800_01A5_D000,
-        (true, ..14393) => 0xFFFF_F801_3A01_8000 & !0x1F_FFFF,
-        (true, _) => 0xFFFF_F804_7BA0_0000,
-        (false, ..6000) => 0x804D_7000,
-        (false, ..9200) => 0x82A1_0000,
-        (false, _) => 0x81C0_0000,
-    }
 }
 
 struct Places {

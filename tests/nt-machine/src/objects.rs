@@ -15,6 +15,8 @@ pub mod pages;
 pub mod processes;
 pub mod spec;
 pub mod structures;
+#[cfg(test)]
+mod tests;
 pub mod thread;
 pub mod token;
 pub mod typical;

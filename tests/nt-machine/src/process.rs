@@ -94,7 +94,7 @@ impl NtMachine {
     pub(crate) fn add_process_with_root(&mut self, spec: ProcessSpec, root: u64) -> ProcessId {
         let id = ProcessId(self.processes.len());
         let size = self.build.layout.size("_EPROCESS");
-        let eprocess = self.alloc_object(PoolKind::NonPaged, b"Proc", size);
+        let eprocess = self.alloc_object(PoolKind::NonPaged, &self.protected_tag(b"Proc"), size);
         let mut process = ProcessTruth {
             eprocess,
             pid: spec.pid,
@@ -169,7 +169,8 @@ impl NtMachine {
             self.put_user(id, "_PEB", "ImageBaseAddress", process.peb, image, self.build.pointer() as usize);
             self.put("_EPROCESS", "SectionBaseAddress", eprocess, image);
             if spec.wow64 {
-                process.wow64_peb = process.peb + 0x1000;
+                // Windows 7 puts the 32-bit PEB below the other one, Windows 10 above.
+                process.wow64_peb = if self.build.number < 9200 { process.peb - 0x1000 } else { process.peb + 0x1000 };
                 self.alloc_user(id, process.wow64_peb, 1, USER_DATA);
                 self.put_wow64(eprocess, process.wow64_peb);
             }
@@ -205,10 +206,18 @@ impl NtMachine {
         self.put("_EPROCESS", member, eprocess, value);
     }
 
+    /// The tag of a block that only its owner may free: until Windows 7 the highest bit of its last letter is set.
+    fn protected_tag(&self, tag: &[u8; 4]) -> [u8; 4] {
+        let [first, second, third, last] = *tag;
+        [first, second, third, if self.build.number < 9200 { last | 0x80 } else { last }]
+    }
+
     fn peb_address(&self, wow64: bool, pid: u64) -> u64 {
         let slide = pid % 64 * 0x1_0000;
         if !self.build.is_64_bit {
             0x7FFD_0000 - slide % 0x8_0000
+        } else if self.build.number < 9200 && wow64 {
+            0x7EFD_F000
         } else if self.build.number < 9200 {
             0x7FF_FFFD_0000 - slide % 0x8_0000
         } else if wow64 {
@@ -222,7 +231,7 @@ impl NtMachine {
     pub fn add_thread(&mut self, process: ProcessId, tid: u64) -> u64 {
         let owner = self.processes[process.0].clone();
         let size = self.build.layout.size("_ETHREAD");
-        let thread = self.alloc_object(PoolKind::NonPaged, b"Thre", size);
+        let thread = self.alloc_object(PoolKind::NonPaged, &self.protected_tag(b"Thre"), size);
         self.put("_KTHREAD", "Header", thread, 6);
         self.list_init(thread + WAIT_LIST);
         let cid = self.member("_ETHREAD", "Cid", thread);
@@ -260,12 +269,22 @@ impl NtMachine {
         self.put("_LIST_ENTRY", "Flink", last, target);
     }
 
+    /// What the processor needs before it has loaded the kernel's own tables: the entry's code, the descriptor tables, and of the processor block the parts that
+    /// the entry reads.
     fn map_shadow_entry_code(&mut self, shadow: u64) {
-        let entry = self.symbol_address("KiSystemCall64Shadow") & !0xFFF;
-        for page in [entry, self.kpcr] {
-            if let Some(pa) = self.tables.translate(&self.memory, self.tables.roots()[0], page) {
-                self.tables.map_shadow(&mut self.memory, shadow, page, pa & !0xFFF, KERNEL_CODE);
-            }
+        let prcb = self.kpcr + self.offset("_KPCR", "Prcb").unwrap_or(0x180);
+        let kernel_tables = prcb + self.offset("_KPRCB", "KernelDirectoryTableBase").unwrap_or(0);
+        let entry = self.symbol_address("KiSystemCall64Shadow");
+        let registers = self.registers();
+        for at in [entry, self.kpcr, kernel_tables, registers.idt_base, registers.gdt_base] {
+            self.share_with_shadow(shadow, at);
         }
+    }
+
+    /// Maps the page of the kernel at an address in a shadow too.
+    pub fn share_with_shadow(&mut self, shadow: u64, va: u64) {
+        let page = va & !(PAGE - 1);
+        let pa = self.translate(self.system_root(), page).unwrap_or_else(|| panic!("{va:#x} is not mapped"));
+        self.tables.map_shadow(&mut self.memory, shadow, page, pa & !(PAGE - 1), KERNEL_CODE);
     }
 }

@@ -139,7 +139,7 @@ impl NtMachine {
     }
 
     fn write_processor(&mut self, root: u64, thread: u64) {
-        let size = self.build.layout.size("_KPCR").max(self.build.layout.size("_KPRCB") + 0x180);
+        let size = self.build.layout.size("_KPCR").max(self.build.layout.size("_KPRCB") + 0x190);
         self.kpcr = if self.build.number < 6000 && !self.build.is_64_bit {
             self.map_kernel_page(0xFFDF_F000, KERNEL_DATA);
             0xFFDF_F000

@@ -179,3 +179,17 @@ fn every_build_makes_a_typical_machine() {
         println!("{} bytes of truth", system.to_json().to_string().len());
     }
 }
+
+#[test]
+fn machines_at_random_can_be_made() {
+    for build in Build::all() {
+        for seed in 0..12 {
+            let options = Options::random(&build, seed);
+            println!("{} {seed}", build.name);
+            let mut machine = NtMachine::new(build.clone(), options);
+            machine.populate();
+            machine.add_noise(64);
+            assert_eq!(walk(&machine).len(), machine.truth().processes.len());
+        }
+    }
+}

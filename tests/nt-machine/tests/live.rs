@@ -13,10 +13,10 @@ impl Drop for Directory {
     }
 }
 
-fn start(build: &str) -> Option<(LiveMachine, nt_machine::Running, Directory)> {
-    let directory = Directory(env::temp_dir().join(format!("nt-machine-live-{}-{build}", process::id())));
+fn start(build: &str, options: &LiveOptions) -> Option<(LiveMachine, nt_machine::Running, Directory)> {
+    let directory = Directory(env::temp_dir().join(format!("nt-machine-live-{}-{build}-{}", process::id(), options.kva_shadow)));
     fs::create_dir_all(&directory.0).unwrap();
-    let live = match LiveMachine::new(Build::named(build).unwrap(), &LiveOptions::default()) {
+    let live = match LiveMachine::new(Build::named(build).unwrap(), options) {
         Ok(live) => live,
         Err(why) if why.contains("No such file") => {
             println!("skipped: {why}");
@@ -37,7 +37,7 @@ fn start(build: &str) -> Option<(LiveMachine, nt_machine::Running, Directory)> {
 #[test]
 fn the_account_agrees_with_the_list() {
     for build in ["win10_x64_19041", "win7_sp1_x64", "win11_x64_22000"] {
-        let Some((live, mut running, directory)) = start(build) else { return };
+        let Some((live, mut running, directory)) = start(build, &LiveOptions::default()) else { return };
         let machine = &live.machine;
         let links = machine.offset("_EPROCESS", "ActiveProcessLinks").unwrap();
         let name = machine.offset("_EPROCESS", "ImageFileName").unwrap();
@@ -68,4 +68,31 @@ fn the_account_agrees_with_the_list() {
         }
         println!("{build}: generation {last}");
     }
+}
+
+#[test]
+fn user_mode_with_shadow_tables() {
+    let options = LiveOptions { kva_shadow: true, user_one_in: 1, ..LiveOptions::default() };
+    let Some((live, mut running, _directory)) = start("win10_x64_17763", &options) else { return };
+    let shadows: Vec<u64> = live.machine.processes().map(|(_, process)| process.user_dtb).filter(|shadow| *shadow != 0).collect();
+    assert!(shadows.len() > 32);
+    let mut seen = 0;
+    for _ in 0..40 {
+        running.pause().unwrap();
+        let arguments = serde_json::json!({"command-line": "info registers"});
+        let registers = running.command("human-monitor-command", arguments).unwrap();
+        let registers = registers.as_str().unwrap();
+        let (_, cr3) = registers.split_once("CR3=").unwrap();
+        let cr3 = u64::from_str_radix(&cr3[..16], 16).unwrap();
+        if registers.contains("CPL=3") {
+            assert!(shadows.contains(&cr3), "{cr3:#x}");
+            seen += 1;
+        } else {
+            assert!(!shadows.contains(&cr3), "{cr3:#x}");
+        }
+        running.resume().unwrap();
+        thread::sleep(time::Duration::from_millis(17));
+    }
+    assert!(seen > 10, "user mode was seen {seen} times");
+    println!("user mode: {seen} of 40");
 }

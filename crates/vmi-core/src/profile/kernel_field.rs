@@ -65,9 +65,9 @@ impl KernelField {
     /// bytes that are its own. Members of more than 8 bytes are cut off.
     ///
     /// # Errors
-    /// [`ErrorKind::NoType`] if there is no such member.
+    /// [`ErrorKind::NoType`] if there is no such member, or nothing but its place is known.
     pub fn number(self, bytes: u64) -> Result<u64> {
-        let field = self.field.ok_or_else(|| self.missing())?;
+        let field = self.field.filter(|field| field.size != 0).ok_or_else(|| self.missing())?;
         let (lowest, width) = field.bits.unwrap_or((0, u32::try_from(field.size.saturating_mul(8)).unwrap_or(u32::MAX)));
         let mask = 1u64.checked_shl(width).map_or(u64::MAX, |above| above.wrapping_sub(1));
         Ok(bytes.checked_shr(lowest).unwrap_or(0) & mask)

@@ -4,16 +4,17 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{AddressSpace, PhysAddr, Symbols, TypeSource, VirtAddr, Vmi, WindowsDump};
+use vmi_core::{AddressSpace, Result, Symbols, SymbolsBuilder, TypeSource, VirtAddr, Vmi, WindowsDump};
 
 use super::data_scan::{self, Seen};
 use super::image::KernelImage;
 use super::lead::is_kernel_address;
 use super::profiles::{self, Profile};
-use super::system::{self, Fit, System};
-use super::variables::{EXPORTS, Variables};
+use super::system::{self, Fit, Place, System};
+use super::variables::Variables;
 use super::{Failure, Options, build, dump_header, kdbg};
 use crate::shape::{self, Hints};
+use crate::pe::PeImage;
 use crate::{BuiltIn, Kernel};
 
 /// How variables were found, for messages.
@@ -73,10 +74,11 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
             self.take_debugger_data(block);
         }
         match exports(&self.space, self.image) {
-            Ok(exports) => {
-                for symbol in exports.iter() {
-                    self.variables.add(symbol.name, symbol.address, EXPORTS);
+            Ok((exports, lost)) => {
+                if lost > 0 {
+                    self.remarks.push(format!("{lost} exports of the kernel are not in memory"));
                 }
+                self.variables.exports = exports;
             }
             Err(why) => self.remarks.push(format!("the exports of the kernel cannot be read: {why}")),
         }
@@ -89,6 +91,10 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
             self.variables.add(name, at, DEBUGGER_DATA);
         }
         self.debugger_data = Some(found);
+    }
+
+    fn build_lab(&self) -> Option<VirtAddr> {
+        self.debugger_data.as_ref().and_then(|found| found.data.build_lab())
     }
 
     /// Looks through the kernel's data, once, for what its exports and symbols do not tell.
@@ -111,6 +117,11 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
         }
     }
 
+    /// Where System may be beside where symbols say.
+    fn place(&self) -> Place {
+        Place { inferred: None, saved: self.dump.and_then(|dump| dump.triage).and_then(|triage| triage.process) }
+    }
+
     /// The symbols of a profile with the variables that were found otherwise.
     fn symbols(&mut self, profile: Option<&Symbols>) -> (Symbols, Vec<String>) {
         let names = |symbols: &Symbols| symbols.find("PsActiveProcessHead").is_some();
@@ -124,17 +135,20 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
     fn choose(&mut self, options: &Options) -> Result<Chosen, Failure> {
         let mut unproven: Option<Chosen> = None;
         let mut failures = Vec::new();
-        for Profile { symbols, types, is_exact, remarks } in profiles::exact(options, self.image) {
+        let (profiles, missing) = profiles::exact(options, self.image);
+        self.remarks.extend(missing);
+        for Profile { symbols, types, is_exact, remarks } in profiles {
             let (symbols, differences) = self.symbols(symbols.as_deref());
             let Some(types) = types else { continue };
             let remarks: Vec<String> = remarks.into_iter().chain(differences).collect();
-            match system::check(&self.space, self.image, &symbols, &*types, None) {
+            match system::check(&self.space, self.image, &symbols, &*types, self.place()) {
                 Fit::Fits(system) if is_exact || system.list.is_ok() => {
                     return Ok(Chosen { symbols, types, system: Some(system), remarks });
                 }
                 Fit::Fits(system) => unproven = unproven.or(Some(Chosen { symbols, types, system: Some(system), remarks })),
                 Fit::Unknown(why) => {
-                    let remarks = with(remarks, format!("whether {} belongs to this kernel could not be checked: {why}", types.origin()));
+                    let remarks =
+                        with(remarks, format!("whether {} belongs to this kernel could not be checked: {why}", types.origin()));
                     unproven = unproven.or(Some(Chosen { symbols, types, system: None, remarks }));
                 }
                 Fit::Contradicts(why) => failures.push(format!("{} does not fit this kernel: {why}", types.origin())),
@@ -173,7 +187,7 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
 
     /// The kernels of the built-in table with this build number, those that fit.
     fn by_build(&self, symbols: &Symbols, failures: &mut Vec<String>) -> Option<Chosen> {
-        let number = build::number(&self.space, symbols, self.dump);
+        let number = build::number(&self.space, symbols, self.dump, self.build_lab());
         let Some(number) = number else {
             failures.push("which build this is could not be found out".to_owned());
             return None;
@@ -183,7 +197,7 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
             return None;
         };
         let mut why = None;
-        let any = kernels.retain(|kernel| match system::check(&self.space, self.image, symbols, kernel, None) {
+        let any = kernels.retain(|kernel| match system::check(&self.space, self.image, symbols, kernel, self.place()) {
             Fit::Fits(system) => system.list.is_ok(),
             Fit::Unknown(_) => false,
             Fit::Contradicts(reason) => {
@@ -192,7 +206,7 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
             }
         });
         let types = kernels.agreed();
-        let fit = system::check(&self.space, self.image, symbols, &types, None);
+        let fit = system::check(&self.space, self.image, symbols, &types, self.place());
         let mut remarks = kernels.remarks();
         let system = match fit {
             Fit::Fits(system) => Some(system),
@@ -227,7 +241,7 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
         let inferred = shape::infer(&self.space, &hints).map_err(|error| error.to_string())?;
         let types: Arc<dyn TypeSource> = Arc::new(inferred.types);
         let (symbols, _) = self.variables.add_to(Some(symbols));
-        match system::check(&self.space, self.image, &symbols, &*types, Some(inferred.system)) {
+        match system::check(&self.space, self.image, &symbols, &*types, Place { inferred: Some(inferred.system), ..self.place() }) {
             Fit::Fits(system) => Ok(Chosen { symbols, types, system: Some(system), remarks: inferred.remarks }),
             Fit::Unknown(why) | Fit::Contradicts(why) => Err(format!("what was inferred by shape does not hold: {why}")),
         }
@@ -258,7 +272,7 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
         }
         let (symbols, differences) = self.variables.add_to(Some(&symbols));
         remarks.extend(differences.into_iter().filter(|difference| !self.remarks.contains(difference)));
-        let build = build::number(&self.space, &symbols, self.dump);
+        let build = build::number(&self.space, &symbols, self.dump, self.build_lab());
         self.remarks.extend(remarks);
         let mut unique = Vec::new();
         for remark in self.remarks {
@@ -268,7 +282,7 @@ impl<D: X86Driver> Assembly<'_, '_, D> {
         }
         Kernel {
             mode: self.image.mode,
-            root: PhysAddr::new(root.get()),
+            root,
             base: self.image.base,
             size: self.image.header.size,
             pdb: self.image.pdb.clone(),
@@ -285,7 +299,10 @@ fn with(mut remarks: Vec<String>, remark: String) -> Vec<String> {
     remarks
 }
 
-/// The exports of the image.
-fn exports<D: X86Driver>(_space: &AddressSpace<'_, D>, _image: &KernelImage) -> Result<Symbols, String> {
-    Ok(Symbols::default())
+/// The exports of the image, and how many are lost.
+fn exports<D: X86Driver>(space: &AddressSpace<'_, D>, image: &KernelImage) -> Result<(Symbols, usize)> {
+    let pe = PeImage::new(space, image.base)?;
+    let mut symbols = SymbolsBuilder::default();
+    let lost = pe.exports()?.map_or(0, |exports| exports.add_to(&mut symbols).len());
+    Ok((symbols.build(), lost))
 }

@@ -17,14 +17,21 @@ const CHECKED: u32 = 0xc000_0000;
 /// Builds from Windows 2000 on.
 const BUILDS: core::ops::RangeInclusive<u32> = 2195..=0xffff;
 
-/// The build: of the variable `NtBuildNumber`, a crash dump's header, the text `NtBuildLab`, or the page that is shared with user mode.
-pub(super) fn number<D: X86Driver>(space: &AddressSpace<'_, D>, symbols: &Symbols, dump: Option<&WindowsDump>) -> Option<u32> {
+/// The build: of the variable `NtBuildNumber`, a crash dump's header, a text that begins with it (which debugger data may have told), or the page that is shared
+/// with user mode.
+pub(super) fn number<D: X86Driver>(
+    space: &AddressSpace<'_, D>,
+    symbols: &Symbols,
+    dump: Option<&WindowsDump>,
+    build_lab: Option<VirtAddr>,
+) -> Option<u32> {
     let variable = || {
         let number: u32 = space.read(symbols.find("NtBuildNumber")?.address).ok()?;
         matches!(number & 0xf000_0000, FREE | CHECKED).then_some(number & 0xffff)
     };
     let text = || {
-        let text = space.read_c_string(symbols.find("NtBuildLab")?.address, 128).ok()?;
+        let at = symbols.find("NtBuildLab").map(|symbol| symbol.address).or(build_lab)?;
+        let text = space.read_c_string(at, 128).ok()?;
         let digits = text.split(|byte| !byte.is_ascii_digit()).next()?;
         core::str::from_utf8(digits).ok()?.parse().ok()
     };

@@ -96,12 +96,7 @@ fn heads<D: X86Driver>(space: &AddressSpace<'_, D>, image: &KernelImage, start: 
 }
 
 /// The variable among the words that points to the process object which holds `node`.
-fn system_pointer<D: X86Driver>(
-    space: &AddressSpace<'_, D>,
-    start: VirtAddr,
-    bytes: &[u8],
-    node: VirtAddr,
-) -> Option<VirtAddr> {
+fn system_pointer<D: X86Driver>(space: &AddressSpace<'_, D>, start: VirtAddr, bytes: &[u8], node: VirtAddr) -> Option<VirtAddr> {
     let near = |to: VirtAddr| node.offset_from(to).is_some_and(|offset| (1..LINKS_REACH).contains(&offset)) && to.is_aligned(8);
     let is_process = |to: VirtAddr| space.read::<u8>(to).is_ok_and(|kind| kind & OBJECT_TYPE == PROCESS_OBJECT);
     let mut found = words(space.mode().pointer_size(), start, bytes).filter(|&(_, to)| near(to) && is_process(to));

@@ -81,7 +81,9 @@ pub enum Failure {
         entry: VirtAddr,
     },
     /// An image of the kernel in physical memory that no page tables map.
-    #[error("{image} lies at {at}, but no page tables in memory map it there: it may be a leftover, or its page tables are not in the source")]
+    #[error(
+        "{image} lies at {at}, but no page tables in memory map it there: it may be a leftover, or its page tables are not in the source"
+    )]
     Unmapped {
         /// What it is.
         image: String,

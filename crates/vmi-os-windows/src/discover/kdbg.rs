@@ -105,7 +105,8 @@ impl DebuggerData {
         if tag != TAG {
             return Err(KdbgError::NoTag);
         }
-        let size = bytes.get(SIZE_AT..).and_then(|rest| rest.first_chunk()).map(|size| u32::from_le_bytes(*size)).ok_or(cut_off)?;
+        let size =
+            bytes.get(SIZE_AT..).and_then(|rest| rest.first_chunk()).map(|size| u32::from_le_bytes(*size)).ok_or(cut_off)?;
         if !SIZES.contains(&size) {
             return Err(KdbgError::Size { size });
         }
@@ -119,7 +120,8 @@ impl DebuggerData {
     /// # Errors
     /// [`KdbgError`]: the numbers do not belong to these bytes, or the block is not encoded.
     pub fn decode(bytes: &[u8], encoded_at: VirtAddr, wait_never: u64, wait_always: u64) -> Result<Self, KdbgError> {
-        let decode = |word: [u8; 8]| decode_word(u64::from_le_bytes(word), encoded_at.get(), wait_never, wait_always).to_le_bytes();
+        let decode =
+            |word: [u8; 8]| decode_word(u64::from_le_bytes(word), encoded_at.get(), wait_never, wait_always).to_le_bytes();
         let decoded: Vec<u8> = bytes.as_chunks().0.iter().copied().flat_map(decode).collect();
         Self::parse(&decoded)
     }

@@ -36,9 +36,9 @@ use image::KernelImage;
 use lead::Lead;
 use scan::{Hits, Part};
 use vmi_arch_x86::{PagingMode, X86Driver};
-use vmi_core::{Liveness, Paging, PhysAddr, Symbols, TypeSource, Vmi, live};
+use vmi_core::{Liveness, Paging, PhysAddr, Symbols, TypeSource, VirtAddr, Vmi, live};
 
-use crate::Kernel;
+use crate::{Kernel, SymbolFile, SymbolStore};
 
 /// How often the vCPUs of a running guest are asked for page tables that map a kernel.
 const MAX_LOOKS: usize = 4;
@@ -60,11 +60,29 @@ pub struct Options {
     pub symbols: Option<Arc<Symbols>>,
     /// Structure layouts from a file.
     pub types: Option<Arc<dyn TypeSource>>,
+    /// Where the kernel's symbol file is looked for: the user's symbol path by default.
+    pub store: SymbolStore,
+}
+
+impl Options {
+    /// With the symbols and types of a file that the user names.
+    #[must_use]
+    pub fn file(mut self, file: SymbolFile) -> Self {
+        self.symbols = Some(Arc::new(file.symbols(VirtAddr::ZERO)));
+        self.types = Some(Arc::new(file));
+        self
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { strategies: Strategy::ALL.to_vec(), root: None, symbols: None, types: None }
+        Self {
+            strategies: Strategy::ALL.to_vec(),
+            root: None,
+            symbols: None,
+            types: None,
+            store: SymbolStore::from_environment(),
+        }
     }
 }
 
@@ -212,7 +230,9 @@ impl<D: X86Driver> Search<'_, D> {
         let latest = kernels.into_iter().max_by_key(|kernel| (time(kernel), core::cmp::Reverse(kernel.root)));
         let mut latest = latest.ok_or(Failure::NotThere("nothing in memory looks like it"))?;
         if others > 0 {
-            latest.remarks.push(format!("memory holds {others} more kernels, leftovers of earlier starts: the one whose clock is ahead was taken"));
+            latest.remarks.push(format!(
+                "memory holds {others} more kernels, leftovers of earlier starts: the one whose clock is ahead was taken"
+            ));
         }
         Ok(latest)
     }
@@ -220,7 +240,8 @@ impl<D: X86Driver> Search<'_, D> {
     /// The kernel whose image lies in physical memory, by page tables that map it.
     fn kernel_by_image(&self) -> Result<Kernel, Failure> {
         let all = [self.low(), self.rest()];
-        let mut furthest = Failure::NotThere("no image of a Windows kernel, and no record of its program database, lies in memory");
+        let mut furthest =
+            Failure::NotThere("no image of a Windows kernel, and no record of its program database, lies in memory");
         let mut keep = |failure: Failure| {
             if failure.progress() >= furthest.progress() {
                 furthest = failure;
@@ -246,7 +267,8 @@ impl<D: X86Driver> Search<'_, D> {
     fn first_kernel(&self, leads: &[Lead]) -> Result<Kernel, Failure> {
         let mut furthest: Option<Failure> = None;
         for lead in leads.iter().take(MAX_LEADS) {
-            let found = locate::image(self.vmi, lead).and_then(|image: KernelImage| assemble::kernel(self.vmi, self.options, &image));
+            let found =
+                locate::image(self.vmi, lead).and_then(|image: KernelImage| assemble::kernel(self.vmi, self.options, &image));
             match found {
                 Ok(kernel) => return Ok(kernel),
                 Err(failure) if furthest.as_ref().is_none_or(|furthest| failure.progress() > furthest.progress()) => {

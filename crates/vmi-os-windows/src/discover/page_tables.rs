@@ -110,7 +110,9 @@ pub(super) fn leads(tables: &[(PhysAddr, Tables)]) -> Vec<Lead> {
         })
         .collect();
     let pae = tables.iter().filter_map(|&(at, tables)| match tables {
-        Tables::FourEntries(offset, first) if last.contains_key(&first) => Some(Lead::new(at.wrapping_add(offset), PagingMode::Pae)),
+        Tables::FourEntries(offset, first) if last.contains_key(&first) => {
+            Some(Lead::new(at.wrapping_add(offset), PagingMode::Pae))
+        }
         _ => None,
     });
     let plain = tables.iter().filter(|(_, tables)| *tables == Tables::Directory);

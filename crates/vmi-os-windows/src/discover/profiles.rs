@@ -20,8 +20,9 @@ pub(super) struct Profile {
     pub(super) remarks: Vec<String>,
 }
 
-/// What the user gave, then what belongs to the kernel's program database. Some may have symbols only, or types only.
-pub(super) fn exact(options: &Options, image: &KernelImage) -> Vec<Profile> {
+/// What the user gave, then what belongs to the kernel's program database. Some may have symbols only, or types only. Beside them, which
+/// symbol file is not there.
+pub(super) fn exact(options: &Options, image: &KernelImage) -> (Vec<Profile>, Option<String>) {
     let mut profiles = Vec::new();
     if options.symbols.is_some() || options.types.is_some() {
         profiles.push(Profile {
@@ -31,20 +32,34 @@ pub(super) fn exact(options: &Options, image: &KernelImage) -> Vec<Profile> {
             remarks: Vec::new(),
         });
     }
+    let stored = image.pdb.as_ref().map(|identity| options.store.load(identity));
+    let missing = match stored {
+        Some(Ok(file)) => {
+            profiles.push(Profile {
+                symbols: Some(Arc::new(file.symbols(image.base))),
+                types: Some(Arc::new(file)),
+                is_exact: true,
+                remarks: Vec::new(),
+            });
+            None
+        }
+        Some(Err(missing)) => Some(format!("the kernel's symbol file is not here: {}", missing.wanted)),
+        None => None,
+    };
     if let Some(found) = image.pdb.as_ref().and_then(BuiltIn::for_pdb) {
         let mut symbols = SymbolsBuilder::default();
         for &(name, offset) in found.symbols() {
             symbols.push(name, image.base.wrapping_add(offset), b'?');
         }
-        let missing = "symbols and types are those that the built-in table has of this kernel; its symbol file would have all";
+        let partial = "symbols and types are those that the built-in table has of this kernel; its symbol file would have all";
         profiles.push(Profile {
             symbols: Some(Arc::new(symbols.build())),
             types: Some(Arc::new(found)),
             is_exact: true,
-            remarks: vec![missing.to_owned()],
+            remarks: vec![partial.to_owned()],
         });
     }
-    complete(profiles)
+    (complete(profiles), missing)
 }
 
 /// Profiles with symbols and types, where there are any: what one lacks comes from the first one behind it that has it.

@@ -92,9 +92,11 @@ fn control_region<D: X86Driver>(space: &AddressSpace<'_, D>, registers: &Registe
         [registers.segments.fs.map(|fs| fs.base), None]
     };
     let member = if mode.is_long() { CONTROL_REGION_64 } else { CONTROL_REGION_32 }.own_address;
-    candidates.into_iter().flatten().map(VirtAddr::new).find(|&at| {
-        is_kernel_address(mode, at) && space.read_pointer(at.wrapping_add(member)).is_ok_and(|own| own == at)
-    })
+    candidates
+        .into_iter()
+        .flatten()
+        .map(VirtAddr::new)
+        .find(|&at| is_kernel_address(mode, at) && space.read_pointer(at.wrapping_add(member)).is_ok_and(|own| own == at))
 }
 
 /// The base of the kernel's image that a control region leads to.

@@ -1,7 +1,7 @@
 //! The process System, against which symbols and types are checked: they must describe it, or they belong to another kernel.
 
 use vmi_arch_x86::X86Driver;
-use vmi_core::{AddressSpace, Error, Memory, Paging, PhysAddr, Result, Symbols, TypeSource, VirtAddr, list};
+use vmi_core::{AddressSpace, Error, Memory, Paging, PhysAddr, Region, Result, Symbols, TypeSource, VirtAddr, list};
 
 use super::image::KernelImage;
 use super::lead::is_kernel_address;
@@ -19,7 +19,6 @@ pub(crate) const ID: u64 = 4;
 /// The process System, read by symbols and types.
 #[derive(Clone, Debug)]
 pub(super) struct System {
-    pub(super) at: VirtAddr,
     /// Its page tables.
     pub(super) root: PhysAddr,
     /// The head of the list of processes, if that was found in the image.
@@ -37,6 +36,15 @@ pub(super) enum Fit {
     Unknown(String),
     /// They describe something else.
     Contradicts(String),
+}
+
+/// Where System may be beside where symbols say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Where inference found it.
+    pub(super) inferred: Option<VirtAddr>,
+    /// Physical memory with a process that a dump saved by itself: it may be System.
+    pub(super) saved: Option<Region>,
 }
 
 /// Where the members are that the check reads.
@@ -59,13 +67,13 @@ impl Members {
     }
 }
 
-/// Whether `types` describe the process System where `symbols` say that it is, or at `elsewhere`.
+/// Whether `types` describe the process System where `symbols` say that it is, or at a place that is known otherwise.
 pub(super) fn check<D: X86Driver>(
     space: &AddressSpace<'_, D>,
     image: &KernelImage,
     symbols: &Symbols,
     types: &dyn TypeSource,
-    elsewhere: Option<VirtAddr>,
+    place: Place,
 ) -> Fit {
     let members = match Members::of(types) {
         Ok(members) => members,
@@ -78,20 +86,32 @@ pub(super) fn check<D: X86Driver>(
     let places = [
         ("PsInitialSystemProcess", named.map(|at| space.read_pointer(at))),
         ("PsActiveProcessHead", head.map(|at| space.read_pointer(at).map(|first| first.wrapping_sub(members.links)))),
-        ("its content", elsewhere.map(Ok)),
+        ("its content", place.inferred.map(Ok)),
     ];
-    for (by, place) in places {
-        match place {
+    for (by, at) in places {
+        match at {
             None => {}
             Some(Err(error)) => why.push(format!("{by}: {error}")),
-            Some(Ok(at)) => match read(space, image, &members, at) {
+            Some(Ok(at)) => match read_at(space, image, &members, at) {
                 Ok(root) => {
                     let (head, list) = ring(space, image, &members, at, head);
-                    return Fit::Fits(System { at, root, head, list });
+                    return Fit::Fits(System { root, head, list });
                 }
                 Err(error) if error.is_absent() => why.push(format!("{by}: {error}")),
                 Err(error) => contradiction = contradiction.or(Some(format!("{by}: {error}"))),
             },
+        }
+    }
+    // A triage dump has the process that ran by itself, without its address.
+    if let Some(saved) = place.saved {
+        let member = |offset: u64, buf: &mut [u8]| {
+            let inside = offset.checked_add(buf.len() as u64).is_some_and(|end| end <= saved.len());
+            let at = saved.start().wrapping_add(offset);
+            if inside { space.vmi().read_into(at, buf) } else { Err(Error::hole(at)) }
+        };
+        if let Ok(root) = read(space, image, &members, VirtAddr::ZERO, member) {
+            let list = Err("this dump holds the process System by itself, but not the list".to_owned());
+            return Fit::Fits(System { root, head, list });
         }
     }
     match contradiction {
@@ -102,23 +122,41 @@ pub(super) fn check<D: X86Driver>(
 }
 
 /// The page tables of the process at `at`, if it is System.
-fn read<D: X86Driver>(space: &AddressSpace<'_, D>, image: &KernelImage, members: &Members, at: VirtAddr) -> Result<PhysAddr> {
-    let wrong = |what: &str| Error::corrupt(format!("{what} at this place"), at);
+fn read_at<D: X86Driver>(space: &AddressSpace<'_, D>, image: &KernelImage, members: &Members, at: VirtAddr) -> Result<PhysAddr> {
     if !is_kernel_address(image.mode, at) || image.contains(at) || !at.is_aligned(8) {
-        return Err(wrong("no process can be"));
+        return Err(Error::corrupt("no process can be at this place", at));
     }
-    let kind: u8 = space.read(at)?;
-    if kind & OBJECT_TYPE != PROCESS_OBJECT {
+    read(space, image, members, at, |offset, buf| space.read_into(at.wrapping_add(offset), buf))
+}
+
+/// The page tables of the process at `at` whose bytes at an offset `bytes` reads, if it is System.
+fn read<D: X86Driver>(
+    space: &AddressSpace<'_, D>,
+    image: &KernelImage,
+    members: &Members,
+    at: VirtAddr,
+    bytes: impl Fn(u64, &mut [u8]) -> Result<()>,
+) -> Result<PhysAddr> {
+    let wrong = |what: &str| Error::corrupt(format!("{what} at this place"), at);
+    let word = |offset: u64| {
+        let mut word = [0; 8];
+        let (word_bytes, _) = word.split_at_mut(image.mode.pointer_size().min(8));
+        bytes(offset, word_bytes).map(|()| u64::from_le_bytes(word))
+    };
+    let mut kind = [0];
+    bytes(0, &mut kind)?;
+    if kind.map(|kind| kind & OBJECT_TYPE) != [PROCESS_OBJECT] {
         return Err(wrong("no process object is"));
     }
-    if space.read::<[u8; NAME.len()]>(at.wrapping_add(members.name))? != *NAME {
+    let mut name = [0; NAME.len()];
+    bytes(members.name, &mut name)?;
+    if name != *NAME {
         return Err(wrong("no process of the name `System` is"));
     }
-    if space.read_pointer(at.wrapping_add(members.id))?.get() != ID {
+    if word(members.id)? != ID {
         return Err(wrong("no process with the id 4 is"));
     }
-    let table = space.read_pointer(at.wrapping_add(members.page_table))?;
-    let root = image.mode.top_table(PhysAddr::new(table.get()));
+    let root = image.mode.top_table(PhysAddr::new(word(members.page_table)?));
     let place = |root| image.mode.translate(space.vmi(), root, image.base).map(|page| page.at);
     if root != image.root && (root.is_null() || place(root).ok() != place(image.root).ok()) {
         return Err(wrong("no process with page tables that map the kernel is"));

@@ -4,7 +4,7 @@
 use nt_machine::{Build, Kdbg, KvaShadow, NtMachine, Paging, ProcessSpec, Truth};
 use vmi_arch_x86::{Registers, Segment, Table, X86};
 use vmi_core::synthetic::{LiveDriver, SyntheticDriver};
-use vmi_core::{Driver, MachineInfo, Vcpus, VirtAddr, VcpuId};
+use vmi_core::{Driver, MachineInfo, VcpuId, Vcpus, VirtAddr};
 
 use super::*;
 

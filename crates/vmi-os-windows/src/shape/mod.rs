@@ -56,7 +56,9 @@ pub struct Inferred {
 #[non_exhaustive]
 pub enum ShapeError {
     /// No process System.
-    #[error("the process System was not found, so no structure can be inferred by shape: its memory may be paged out or not in this source")]
+    #[error(
+        "the process System was not found, so no structure can be inferred by shape: its memory may be paged out or not in this source"
+    )]
     NoSystem,
     /// System was found, but not the list of processes.
     #[error("the process System was found, but not where its links to other processes are: {why}")]

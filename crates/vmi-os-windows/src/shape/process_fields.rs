@@ -279,12 +279,8 @@ impl<D: X86Driver> Known<'_, '_, D> {
             }
             (trees >= MIN_TREES).then_some(trees)
         };
-        let counted: Vec<_> = self
-            .processes
-            .offsets()
-            .filter(|&at| at > self.processes.name)
-            .filter_map(|at| Some((at, fits(at)?)))
-            .collect();
+        let counted: Vec<_> =
+            self.processes.offsets().filter(|&at| at > self.processes.name).filter_map(|at| Some((at, fits(at)?))).collect();
         let most = counted.iter().map(|&(_, trees)| trees).max().ok_or(Doubt::None)?;
         let mut best = counted.iter().filter(|&&(_, trees)| trees == most).map(|&(at, _)| at);
         let first = best.next().ok_or(Doubt::None)?;

@@ -130,7 +130,9 @@ fn is_links<D: X86Driver>(space: &AddressSpace<'_, D>, hints: &Hints<'_>, system
     let width = system.width;
     let here = system.at.wrapping_add(at as u64);
     let id = at.checked_sub(width).and_then(|at| system.word(at));
-    let (Some(SYSTEM_ID), Some(next), Some(last)) = (id, system.word(at), system.word(at.saturating_add(width))) else { return false };
+    let (Some(SYSTEM_ID), Some(next), Some(last)) = (id, system.word(at), system.word(at.saturating_add(width))) else {
+        return false;
+    };
     if !is_kernel(space.mode(), next) || !is_kernel(space.mode(), last) {
         return false;
     }

@@ -168,7 +168,9 @@ fn active<D: X86Driver>(space: &AddressSpace<'_, D>, processes: &Processes, list
     }
     let from = list.head.saturating_add(processes.mode_width().saturating_mul(2));
     let places = (from..from.saturating_add(0x40)).step_by(4);
-    only(places.filter(|&at| counts.iter().all(|(process, count)| process.object.u32(at).is_some_and(|it| it as usize == *count))))
+    only(
+        places.filter(|&at| counts.iter().all(|(process, count)| process.object.u32(at).is_some_and(|it| it as usize == *count))),
+    )
 }
 
 /// The thread's environment block: a page of user mode that names itself and the thread.

@@ -1,7 +1,7 @@
 //! Writes what QEMU boots as a live machine, its symbol file, its program database, and where its account of itself lies.
 //!
 //! ```text
-//! nt-machine-live --build win10_x64_19041 --out DIR [--changes N] [--ticks N]
+//! nt-machine-live --build win10_x64_19041 --out DIR [--changes N] [--ticks N] [--kva-shadow true]
 //! qemu-system-x86_64 $(cat DIR/arguments)
 //! ```
 
@@ -30,6 +30,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         match argument.as_str() {
             "--build" => build = value,
             "--out" => out = Some(PathBuf::from(value)),
+            "--kva-shadow" => options.kva_shadow = value.parse()?,
             "--changes" => options.changes_per_tick = value.parse()?,
             "--ticks" => options.ticks_per_second = value.parse()?,
             other => return Err(format!("what is {other}?").into()),

@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! nt-machine --build win10_x64_19041 --out DIR [--memory MIB] [--isf REAL.json] [--full-size] [--small-pages] [--processes N] [--typical]
+//!            [--noise PAGES] [--random SEED] [--compiled]
 //! nt-machine --list
 //! ```
+//!
+//! `--compiled`: the kernel is made by clang and lld-link, and its program database lies in a symbol store, `store`. `--random` chooses page tables, places and more.
 //!
 //! With `--typical` the machine has all objects that the builder knows, and `truth.json` has them as `system`.
 //!
@@ -14,7 +17,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use nt_machine::{Build, NtMachine, Options, ProcessSpec};
+use nt_machine::{Build, CompiledKernel, KernelImage, NtMachine, Options, ProcessSpec};
 
 fn main() -> ExitCode {
     match run() {
@@ -29,7 +32,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let (mut build, mut out, mut options, mut isf, mut processes) = (None, None, Options::default(), None, 0_u64);
-    let mut typical = false;
+    let (mut typical, mut compiled, mut noise, mut random) = (false, false, 0_u64, None);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("{argument} wants a value"));
         match argument.as_str() {
@@ -40,6 +43,9 @@ fn run() -> Result<(), Box<dyn Error>> {
             "--processes" => processes = value()?.parse()?,
             "--full-size" => options.kernel_full_size = true,
             "--typical" => typical = true,
+            "--compiled" => compiled = true,
+            "--noise" => noise = value()?.parse()?,
+            "--random" => random = Some(value()?.parse()?),
             "--small-pages" => options.kernel_large_pages = false,
             "--list" => {
                 Build::all().iter().for_each(|build| println!("{}", build.name));
@@ -54,6 +60,13 @@ fn run() -> Result<(), Box<dyn Error>> {
     if let Some(path) = isf {
         build = build.with_isf(serde_json::from_slice(&fs::read(path)?)?);
     }
+    if let Some(seed) = random {
+        options = Options::random(&build, seed);
+    }
+    if compiled {
+        options.kernel = KernelImage::Compiled(Box::new(CompiledKernel::of(&build)?));
+    }
+    let kernel = options.kernel.clone();
     let mut system = None;
     let mut machine = if typical {
         let (machine, objects) = NtMachine::typical_with(build, options);
@@ -68,6 +81,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         let id = machine.add_process(ProcessSpec::new(&format!("worker{nth}.exe"), 8000 + nth * 8, 620));
         machine.add_thread(id, 8004 + nth * 8);
     }
+    machine.add_noise(noise);
     let truth = machine.truth();
     let mut json = truth.to_json();
     if let Some(system) = &system {
@@ -75,6 +89,13 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     let symbols = out.join("symbols/windows").join(&truth.pdb.name);
     fs::create_dir_all(&symbols)?;
+    if let KernelImage::Compiled(kernel) = kernel {
+        // As a symbol store has it: name, key, name.
+        let store = out.join("store").join(&truth.pdb.name).join(format!("{}{:X}", truth.pdb.guid, truth.pdb.age));
+        fs::create_dir_all(&store)?;
+        fs::write(store.join(&truth.pdb.name), &kernel.pdb)?;
+        fs::write(out.join("ntoskrnl.exe"), &kernel.pe)?;
+    }
     machine.write_raw(&out.join("memory.raw"))?;
     fs::write(symbols.join(format!("{}-{}.json", truth.pdb.guid, truth.pdb.age)), serde_json::to_vec(&machine.isf())?)?;
     fs::write(out.join("truth.json"), serde_json::to_vec_pretty(&json)?)?;

@@ -37,6 +37,10 @@ struct start {
     u64 system_time;
     u64 prcb_current_thread;
     u64 idt;
+    u64 task_state;
+    u64 user_code;
+    u64 user_one_in;
+    u64 interrupt_stack;
     u64 fixed;
     struct truth_process fixed_process[MAX_TRUTH - SLOTS];
 };
@@ -46,6 +50,13 @@ __attribute__((section(".data"), used, aligned(4096))) struct truth NtMachineTru
 
 /* 0: free; 1: lives; 2: has ended, is still in the list; 3: is out of the list, its memory not yet used again. */
 static u8 state[SLOTS];
+
+/* Without shadows the kernel's own tables serve in user mode too. */
+#ifdef SHADOW
+#define USER_PAGE_TABLE(process) ((process)->Pcb.UserDirectoryTableBase)
+#else
+#define USER_PAGE_TABLE(process) ((process)->Pcb.DirectoryTableBase)
+#endif
 static u64 random_state = 0x2545F4914F6CDD1D;
 
 static u64 next_random(void)
@@ -140,12 +151,16 @@ static void begin_process(u64 slot)
     struct _EPROCESS *process = NtMachineStart.process[slot];
     struct _ETHREAD *thread = NtMachineStart.thread[slot];
     u64 page_table = process->Pcb.DirectoryTableBase;
+    void *peb = process->Peb;
+    u64 user_page_table = USER_PAGE_TABLE(process);
     u64 pid = free_pid();
     u64 number = ++NtMachineTruth.created;
     u64 time = NtMachineStart.system_time + NtMachineTruth.ticks * 10000;
 
     memset(process, 0, sizeof *process);
+    USER_PAGE_TABLE(process) = user_page_table;
     process->Pcb.DirectoryTableBase = page_table;
+    process->Peb = peb;
     process->Pcb.Header.Type = 3;
     process->Pcb.ThreadListHead.Flink = process->Pcb.ThreadListHead.Blink = &process->Pcb.ThreadListHead;
     process->ThreadListHead.Flink = process->ThreadListHead.Blink = &process->ThreadListHead;
@@ -212,7 +227,11 @@ static void reuse_memory(u64 slot)
 {
     struct _EPROCESS *process = NtMachineStart.process[slot];
     u64 page_table = process->Pcb.DirectoryTableBase;
+    u64 user_page_table = USER_PAGE_TABLE(process);
+    void *peb = process->Peb;
     memset(process, 0xA5, sizeof *process);
+    USER_PAGE_TABLE(process) = user_page_table;
+    process->Peb = peb;
     process->Pcb.DirectoryTableBase = page_table;
     state[slot] = 0;
 }
@@ -236,13 +255,17 @@ static void change(void)
 }
 
 /* The processor runs a thread of some process that lives: its page tables are loaded, its thread is the current one. */
-static void switch_process(void)
+static struct _EPROCESS *switch_process(void)
 {
     u64 slot = next_random() % NtMachineStart.slots;
-    if (state[slot] != 1)
-        return;
+    for (u64 tries = 0; state[slot] != 1; tries++) {
+        if (tries == NtMachineStart.slots)
+            return 0;
+        slot = (slot + 1) % NtMachineStart.slots;
+    }
     *(void **)NtMachineStart.prcb_current_thread = NtMachineStart.thread[slot];
     __asm__ volatile("movq %0, %%cr3" ::"r"(NtMachineStart.process[slot]->Pcb.DirectoryTableBase) : "memory");
+    return NtMachineStart.process[slot];
 }
 
 static void leave_process(void)
@@ -250,9 +273,28 @@ static void leave_process(void)
     __asm__ volatile("movq %0, %%cr3" ::"r"(NtMachineStart.page_table) : "memory");
 }
 
-__attribute__((naked, used)) void KiTimerInterrupt(void)
+#define TEXT_(value) #value
+#define TEXT(value) TEXT_(value)
+
+__attribute__((used)) u64 kernel_stack = 1;
+
+/* To user mode, until the next interrupt: code at the first parameter, stack at the second, page tables the third, the stack of interrupts the fourth. GS belongs to
+   the process then. Behind the change of page tables nothing is mapped but the code's page and that stack. */
+__attribute__((section("KVASCODE"), naked, used)) static void run_user_code(u64 code, u64 stack, u64 page_table, u64 interrupt_stack)
 {
-    __asm__ volatile("pushq %rax\n movb $0x20, %al\n outb %al, $0x20\n incq NtMachineTruth+32(%rip)\n popq %rax\n iretq");
+    __asm__ volatile("pushq %rbx\n pushq %rbp\n pushq %rsi\n pushq %rdi\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+                     "movq %rsp, kernel_stack(%rip)\n movq %r9, %rsp\n movq %r8, %cr3\n swapgs\n"
+                     "pushq $0x2B\n pushq %rdx\n pushq $0x202\n pushq $0x33\n pushq %rcx\n iretq");
+}
+
+/* Counts; from user mode it goes back to who called run_user_code, by way of the kernel's page tables. */
+__attribute__((section("KVASCODE"), naked, used)) void KiTimerInterrupt(void)
+{
+    __asm__ volatile("pushq %rax\n movb $0x20, %al\n outb %al, $0x20\n"
+                     "testb $3, 16(%rsp)\n jnz 1f\n incq NtMachineTruth+32(%rip)\n popq %rax\n iretq\n"
+                     "1: swapgs\n movq %gs:" TEXT(KERNEL_TABLES) ", %rax\n movq %rax, %cr3\n incq NtMachineTruth+32(%rip)\n"
+                     "movq kernel_stack(%rip), %rsp\n"
+                     "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rdi\n popq %rsi\n popq %rbp\n popq %rbx\n ret");
 }
 
 static void set_gate(u64 vector, void *handler)
@@ -291,12 +333,16 @@ __attribute__((used)) void KiRun(void)
     ordered();
     NtMachineTruth.magic = 0x6874757274746e6d;
 
-    for (;;) {
-        __asm__ volatile("sti\n hlt\n cli" ::: "memory");
+    __asm__ volatile("ltr %%ax" ::"a"(0x40));
+    for (struct _EPROCESS *user = 0;;) {
+        if (user && NtMachineStart.user_one_in && next_random() % NtMachineStart.user_one_in == 0)
+            run_user_code(NtMachineStart.user_code, NtMachineStart.user_code - 64, USER_PAGE_TABLE(user) & ~0xFFFULL, NtMachineStart.interrupt_stack);
+        else
+            __asm__ volatile("sti\n hlt\n cli" ::: "memory");
         leave_process();
         for (u64 nth = 0; nth < NtMachineStart.changes_per_tick; nth++)
             change();
-        switch_process();
+        user = switch_process();
     }
 }
 

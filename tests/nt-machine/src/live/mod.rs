@@ -17,7 +17,8 @@ use crate::compiled::{CompiledKernel, ORDINAL_ONLY};
 use crate::kernel_image::KernelImage;
 use crate::machine::NtMachine;
 use crate::memory::PAGE;
-use crate::options::Options;
+use crate::options::{KvaShadow, Options};
+use crate::paging::{USER_CODE, USER_DATA};
 use crate::process::{FIRST_TIME, ProcessId, ProcessSpec};
 pub use running::{Backing, Running};
 
@@ -32,11 +33,17 @@ pub struct LiveOptions {
     pub ticks_per_second: u64,
     /// Changes of the list at each interrupt.
     pub changes_per_tick: u64,
+    /// Of how many stretches between two interrupts in which a process' page tables are loaded one is spent in user mode; 0 for none. User mode keeps a host
+    /// processor busy, the kernel halts.
+    pub user_one_in: u64,
+    /// Whether user mode has page tables of its own (KVA shadow): CR3 is a shadow's then, in which next to nothing of the kernel is mapped. Builds that know
+    /// `UserDirectoryTableBase` and `KernelDirectoryTableBase` only.
+    pub kva_shadow: bool,
 }
 
 impl Default for LiveOptions {
     fn default() -> Self {
-        Self { memory: 64 << 20, slots: 32, ticks_per_second: 250, changes_per_tick: 2 }
+        Self { memory: 64 << 20, slots: 32, ticks_per_second: 250, changes_per_tick: 2, user_one_in: 4, kva_shadow: false }
     }
 }
 
@@ -124,6 +131,7 @@ const LOW_STUB: u64 = 0x1_3000;
 /// Where the first instructions lie, and behind them the page tables that they need.
 const START: u64 = 0x10_0000;
 const START_TABLES: u64 = 0x10_8000;
+const USER_CODE_AT: u64 = 0x1_8000_1000;
 const BASE: u64 = 0xFFFF_F804_7000_0000;
 
 impl LiveMachine {
@@ -133,19 +141,37 @@ impl LiveMachine {
     /// What is missing, or what the tools say: clang, lld-link and ld.lld come with Debian's packages clang and lld.
     pub fn new(build: Build, options: &LiveOptions) -> Result<Self, String> {
         assert!(build.is_64_bit && options.slots <= SLOTS && (19..=10_000).contains(&options.ticks_per_second));
-        let source = c_source::structures(&build.layout, true)
+        // Where the way back from user mode finds the kernel's page tables. Builds without shadows have no such member: a word behind the block serves.
+        let prcb = build.layout.offset("_KPCR", "Prcb").unwrap_or(0x180);
+        let tables =
+            prcb + build.layout.offset("_KPRCB", "KernelDirectoryTableBase").unwrap_or_else(|| build.layout.size("_KPRCB"));
+        if options.kva_shadow {
+            let known = |of: &str, member: &str| build.layout.offset(of, member).is_some();
+            assert!(
+                known("_KPROCESS", "UserDirectoryTableBase") && known("_KPRCB", "KernelDirectoryTableBase"),
+                "{} has no shadows",
+                build.name
+            );
+        }
+        let defines = format!("#define KERNEL_TABLES {tables:#x}\n{}", if options.kva_shadow { "#define SHADOW\n" } else { "" });
+        let source = defines
+            + &c_source::structures(&build.layout, true)
             + &c_source::variables(&build, &["KiSystemStartup"])
             + ORDINAL_ONLY
             + include_str!("kernel.c");
         let kernel = CompiledKernel::compile_source(&build, BASE, &source, &[])?;
         let ram = vec![0..0xA_0000, 0x10_0000..options.memory];
+        let kva_shadow = if options.kva_shadow { KvaShadow::On } else { KvaShadow::Off };
         let machine_options = Options {
             kernel: KernelImage::Compiled(Box::new(kernel.clone())),
             ram,
             low_stub: Some(LOW_STUB),
+            kva_shadow,
             ..Options::default()
         };
         let mut machine = NtMachine::new(build, machine_options);
+        let at = machine.kpcr + tables;
+        machine.write_kernel(at, &machine.system_root().to_le_bytes());
         machine.populate();
         fill_start(&mut machine, options);
         let elf = boot_file(&mut machine)?;
@@ -196,16 +222,32 @@ impl LiveMachine {
 fn fill_start(machine: &mut NtMachine, options: &LiveOptions) {
     let fixed: Vec<_> = machine.truth().processes;
     let mut words = vec![machine.system_root(), options.slots, options.changes_per_tick, 1_193_182 / options.ticks_per_second];
+    let code = machine.memory.alloc_page();
+    machine.memory.write(code, &[0xF3, 0x90, 0xEB, 0xFC]);
     let (mut processes, mut threads) = (vec![0; SLOTS as usize], vec![0; SLOTS as usize]);
     for slot in 0..options.slots as usize {
         let id: ProcessId = machine.add_process(ProcessSpec::new("free", 0, 4).hidden());
+        // The page is the same in all of them: `pause` and a jump back to it. Before it lies the stack.
+        machine.map_user(id, USER_CODE_AT, code, USER_CODE);
+        machine.alloc_user(id, USER_CODE_AT - PAGE, 1, USER_DATA);
         threads[slot] = machine.add_thread(id, 20_000 + slot as u64 * 4);
         processes[slot] = machine.process(id).eprocess;
     }
     words.extend(processes);
     words.extend(threads);
     let prcb = machine.offset("_KPCR", "Prcb").unwrap_or(0x180) + machine.offset("_KPRCB", "CurrentThread").unwrap_or(8);
-    words.extend([FIRST_TIME, machine.kpcr + prcb, machine.registers().idt_base, fixed.len() as u64]);
+    words.extend([FIRST_TIME, machine.kpcr + prcb, machine.registers().idt_base]);
+    let (segment, stack) = task_state(machine);
+    let shadows: Vec<u64> = machine.processes().map(|(_, process)| process.user_dtb).filter(|shadow| *shadow != 0).collect();
+    for shadow in shadows {
+        for name in ["KiTimerInterrupt", "run_user_code"] {
+            let at = machine.symbol_address(name);
+            machine.share_with_shadow(shadow, at);
+        }
+        machine.share_with_shadow(shadow, segment);
+        machine.share_with_shadow(shadow, stack);
+    }
+    words.extend([segment, USER_CODE_AT, options.user_one_in, stack, fixed.len() as u64]);
     for process in fixed {
         words.extend([process.eprocess, process.pid, process.parent, process.create_time, process.exit_time, process.dtb]);
         let mut name = process.name.into_bytes();
@@ -215,6 +257,19 @@ fn fill_start(machine: &mut NtMachine, options: &LiveOptions) {
     let at = machine.symbol_address("NtMachineStart");
     let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
     machine.write_kernel(at, &bytes);
+}
+
+/// A task state segment with a stack for interrupts of user mode, and its descriptor at selector 0x40, where NT has it. Formats: Intel SDM volume 3, chapter 8.
+fn task_state(machine: &mut NtMachine) -> (u64, u64) {
+    let stack = machine.alloc_system(4 * PAGE, PAGE) + 4 * PAGE - 64;
+    let segment = machine.alloc_system(PAGE, PAGE);
+    machine.write_kernel(segment + 4, &stack.to_le_bytes());
+    machine.write_kernel(segment + 0x66, &0x68_u16.to_le_bytes());
+    let gdt = machine.registers().gdt_base;
+    let low = 0x67 | (segment & 0xFF_FFFF) << 16 | 0x89 << 40 | (segment >> 24 & 0xFF) << 56;
+    machine.write_kernel(gdt + 0x40, &low.to_le_bytes());
+    machine.write_kernel(gdt + 0x48, &(segment >> 32).to_le_bytes());
+    (segment, stack)
 }
 
 /// A 32-bit ELF file with a multiboot header: memory from 1 MiB on as one segment, the start at its beginning.

@@ -30,8 +30,11 @@ long_mode:
         lidt nt_idt(%rip)
         movl $0x18, %eax
         movl %eax, %ss
+        movl $0x2B, %eax
         movl %eax, %ds
         movl %eax, %es
+        movl %eax, %fs
+        movl %eax, %gs
         leaq registers(%rip), %rsi
 1:      lodsq
         movl %eax, %ecx
@@ -52,7 +55,7 @@ long_mode:
 gdt:    .quad 0, 0x00209B0000000000, 0x00CF93000000FFFF
 own_gdt: .word 23
         .long gdt
-nt_gdt: .word 0x3F
+nt_gdt: .word 0x4F
         .quad GDT
 nt_idt: .word 0xFFF
         .quad IDT

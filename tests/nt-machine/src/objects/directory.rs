@@ -58,8 +58,8 @@ impl ObjectManager {
     pub fn create_driver(&mut self, ground: &mut impl Ground, name: &str, base: u64, size: u64, device: Option<&str>) -> u64 {
         let bytes = ground.size_of("_DRIVER_OBJECT");
         let driver = self.create_named(ground, "Driver", "\\Driver", name, bytes);
-        ground.fill("_DRIVER_OBJECT", "Type", driver, 4, 2);
-        ground.fill("_DRIVER_OBJECT", "Size", driver, bytes, 2);
+        // Type and size, in the same places in all versions, here and below.
+        ground.put(driver, 4 | bytes << 16, 4);
         ground.fill_pointer("_DRIVER_OBJECT", "DriverStart", driver, base);
         ground.fill("_DRIVER_OBJECT", "DriverSize", driver, size, 4);
         let at = driver + ground.at("_DRIVER_OBJECT", "DriverName");
@@ -71,8 +71,7 @@ impl ObjectManager {
         if let Some(device) = device {
             let bytes = ground.size_of("_DEVICE_OBJECT");
             let object = self.create_named(ground, "Device", "\\Device", device, bytes);
-            ground.fill("_DEVICE_OBJECT", "Type", object, 3, 2);
-            ground.fill("_DEVICE_OBJECT", "Size", object, bytes, 2);
+            ground.put(object, 3 | bytes << 16, 4);
             ground.fill("_DEVICE_OBJECT", "ReferenceCount", object, 1, 4);
             ground.fill_pointer("_DEVICE_OBJECT", "DriverObject", object, driver);
             ground.fill_pointer("_DRIVER_OBJECT", "DeviceObject", driver, object);

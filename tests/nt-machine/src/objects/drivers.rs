@@ -54,6 +54,23 @@ pub fn write_unloaded(ground: &mut impl Ground, drivers: &[Unloaded]) {
     }
 }
 
+/// Writes an array of callbacks: fast references to blocks of a run-down counter, a function and a context. Gives the functions that were entered.
+pub fn write_callbacks(ground: &mut impl Ground, array: &str, functions: &[u64]) -> Vec<u64> {
+    let pointer = ground.pointer();
+    let Some(table) = ground.variable(array, 64 * pointer) else { return Vec::new() };
+    for (nth, function) in functions.iter().enumerate() {
+        let block = ground.allocate(b"Cbrb", 3 * pointer);
+        ground.put_pointer(block, 0x20);
+        ground.put_pointer(block + pointer, *function);
+        let count = if ground.is_64_bit() { 0xF } else { 7 };
+        ground.put_pointer(table + nth as u64 * pointer, block | count);
+    }
+    if let Some(variable) = ground.variable(&format!("{array}Count"), 4) {
+        ground.put(variable, functions.len() as u64, 4);
+    }
+    functions.to_vec()
+}
+
 /// Writes a table with `count` services, one of which leads to `hook`.
 pub fn write_services(ground: &mut impl Ground, count: u32, hooked: u32, hook: u64) -> Vec<Service> {
     let pointer = ground.pointer();

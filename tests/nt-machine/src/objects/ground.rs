@@ -14,6 +14,8 @@ pub trait Ground {
     fn is_legacy_paging(&self) -> bool;
     /// The build's own offset of a member.
     fn own_offset(&self, structure: &str, member: &str) -> Option<u64>;
+    /// Whether the build's own table has this structure.
+    fn owns(&self, structure: &str) -> bool;
     /// The build's own size of a structure; 0 if unknown.
     fn own_size(&self, structure: &str) -> u64;
     /// The address of a variable of the kernel with room for so many bytes; `None` if this build has none of that name.
@@ -43,9 +45,12 @@ pub trait Writing: Ground {
         if self.is_64_bit() { 8 } else { 4 }
     }
 
-    /// The offset of a member: the build's, or else the table's.
+    /// The offset of a member: the build's, or else the table's. Where the build knows the structure, the table of a neighbour has nothing to say.
     fn find(&self, structure: &str, member: &str) -> Option<u64> {
         self.own_offset(structure, member).or_else(|| {
+            if self.owns(structure) && !structures::is_exact(self.is_64_bit(), self.build_number()) {
+                return None;
+            }
             let section = structures::section(self.is_64_bit(), self.build_number());
             section.get(structure)?.members.get(member).map(|member| member.offset)
         })

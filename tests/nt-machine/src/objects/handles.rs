@@ -48,8 +48,8 @@ fn entry(ground: &impl Ground, target: u64, access: u32, attributes: u8) -> Vec<
     bytes
 }
 
-/// Writes a table with these entries, of at least this level, and returns its `_HANDLE_TABLE`. Pages without an entry do not exist unless they come
-/// before one that does in a table of two levels.
+/// Writes a table with these entries, of at least this level, and returns its `_HANDLE_TABLE`. As in NT, all pages before the last one are there, used or
+/// not.
 fn write_table(ground: &mut impl Ground, entries: &BTreeMap<u32, Vec<u8>>, level: u8, owner: u64, pid: u32) -> u64 {
     let pointer = ground.pointer();
     let (each, per_page, per_table) = (2 * pointer, PAGE / (2 * pointer), PAGE / pointer);
@@ -68,7 +68,9 @@ fn write_table(ground: &mut impl Ground, entries: &BTreeMap<u32, Vec<u8>>, level
         let leaf = *leaves.entry(number / per_page).or_insert_with(|| ground.allocate(b"Obtb", PAGE));
         ground.write(leaf + number % per_page * each, bytes);
     }
-    leaves.entry(0).or_insert_with(|| ground.allocate(b"Obtb", PAGE));
+    for nth in 0..=highest / per_page {
+        leaves.entry(nth).or_insert_with(|| ground.allocate(b"Obtb", PAGE));
+    }
     let top = match level {
         0 => leaves[&0],
         1 => {

@@ -145,7 +145,7 @@ impl ObjectManager {
                 u64::from(if by_index { index } else { index - 1 }),
                 if by_index { 1 } else { 4 },
             );
-            let key = u32::from_le_bytes(**&TYPES[nth].1);
+            let key = u32::from_le_bytes(*TYPES[nth].1);
             ground.fill("_OBJECT_TYPE", "Key", address, u64::from(key), 4);
             if let Some(list) = ground.find("_OBJECT_TYPE", "TypeList") {
                 ground.list_head(address + list);
@@ -222,7 +222,7 @@ impl ObjectManager {
         let header = start + front;
         self.write_header(ground, header, new.kind, mask);
         if let Some((name, directory)) = new.name {
-            let at = header - optional_size(ground, mask & (NAME | NAME - 1));
+            let at = header - optional_size(ground, mask & (NAME | (NAME - 1)));
             ground.fill_pointer("_OBJECT_HEADER_NAME_INFO", "Directory", at, directory);
             let string = at + ground.at("_OBJECT_HEADER_NAME_INFO", "Name");
             ground.put_string(string, name);
@@ -246,7 +246,7 @@ impl ObjectManager {
             // NameInfoOffset, HandleInfoOffset, QuotaInfoOffset: bytes from the optional header to the header. A flag tells of the creator's.
             let first = ground.at("_OBJECT_HEADER", "NameInfoOffset");
             for (nth, bit) in [(0, NAME), (1, HANDLES), (2, QUOTA)] {
-                let offset = if mask & bit == 0 { 0 } else { optional_size(ground, mask & (bit | bit - 1)) };
+                let offset = if mask & bit == 0 { 0 } else { optional_size(ground, mask & (bit | (bit - 1))) };
                 ground.put(header + first + nth, offset, 1);
             }
             ground.put(header + first + 3, if mask & CREATOR == 0 { 0 } else { 4 }, 1);
@@ -284,8 +284,8 @@ impl ObjectManager {
     pub fn create_file(&mut self, ground: &mut impl Ground, device: u64, path: &str) -> u64 {
         let size = ground.size_of("_FILE_OBJECT");
         let file = self.create(ground, &NewObject { kind: "File", size, handles: true, ..NewObject::default() });
-        ground.fill("_FILE_OBJECT", "Type", file, 5, 2);
-        ground.fill("_FILE_OBJECT", "Size", file, size, 2);
+        // Type and size, in the same places in all versions.
+        ground.put(file, 5 | size << 16, 4);
         ground.fill_pointer("_FILE_OBJECT", "DeviceObject", file, device);
         ground.fill("_FILE_OBJECT", "Flags", file, 0x0004_4042, 4);
         for access in ["ReadAccess", "SharedRead"] {

@@ -41,6 +41,10 @@ impl Ground for NtMachine {
         self.build.layout.offset(structure, member)
     }
 
+    fn owns(&self, structure: &str) -> bool {
+        self.build.layout.structs.contains_key(structure)
+    }
+
     fn own_size(&self, structure: &str) -> u64 {
         self.build.layout.structs.get(structure).map_or(0, |of| of.size)
     }

@@ -53,7 +53,10 @@ impl ObjectManager {
             }
         }
         contents.handles.sort_by_key(|handle| handle.value);
-        if process.exit_time == 0 {
+        if process.exit_time != 0 {
+            // The object is signalled.
+            machine.fill("_DISPATCHER_HEADER", "SignalState", process.eprocess, 1, 4);
+        } else {
             let table =
                 handles::write_handles(machine, &contents.handles, contents.handle_level, process.eprocess, process.pid as u32);
             machine.fill_pointer("_EPROCESS", "ObjectTable", process.eprocess, table);
@@ -154,5 +157,10 @@ fn point_to_wow64_peb(machine: &mut NtMachine, eprocess: u64, peb: u64) {
 /// TEBs lie behind the PEB on systems since Windows 8, before it on older ones.
 fn teb_address(machine: &NtMachine, peb: u64, wow64_peb: u64, nth: u64) -> u64 {
     let step = if machine.is_64_bit() { 0x2000 } else { 0x1000 };
-    if machine.build_number() < 9200 { (peb & !0xFFF) - nth * step } else { (peb.max(wow64_peb) & !0xFFF) + 0x1000 + nth * step }
+    let lowest = if wow64_peb == 0 { peb } else { peb.min(wow64_peb) };
+    if machine.build_number() < 9200 {
+        (lowest & !0xFFF) - nth * step
+    } else {
+        (peb.max(wow64_peb) & !0xFFF) + 0x1000 + nth * step
+    }
 }

@@ -94,11 +94,18 @@ pub fn section(is_64_bit: bool, build: u32) -> &'static Section {
         .expect("the table has both widths")
 }
 
+/// Whether the table has a section of this very build.
+pub fn is_exact(is_64_bit: bool, build: u32) -> bool {
+    let (start, end) = (if is_64_bit { "x64" } else { "x86" }, format!(".{build}"));
+    sections().keys().any(|name| name.starts_with(start) && name.ends_with(&end))
+}
+
 /// Adds what the table knows of a build to the types of a symbol file, in Volatility 3's format. What is there already stays, unless the table is of the very
 /// same build and says more.
 pub(crate) fn add_to_symbol_file(types: &mut Map<String, Value>, is_64_bit: bool, build: u32) {
     let section = section(is_64_bit, build);
-    for (name, structure) in section {
+    let exact = is_exact(is_64_bit, build);
+    for (name, structure) in section.iter().filter(|(name, _)| exact || !types.contains_key(*name)).collect::<Vec<_>>() {
         let kind = if structure.union { "union" } else { "struct" };
         let known = types.entry(name.clone()).or_insert_with(|| json!({"kind": kind, "size": structure.size, "fields": {}}));
         let Some(fields) = known["fields"].as_object_mut() else { continue };

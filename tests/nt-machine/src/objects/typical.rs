@@ -24,6 +24,8 @@ pub struct System {
     pub ids: BTreeMap<u32, u64>,
     /// Unloaded drivers, the oldest first.
     pub unloaded: Vec<Unloaded>,
+    /// Functions that are told of new processes: `PspCreateProcessNotifyRoutine`.
+    pub callbacks: Vec<u64>,
     /// The table of system services.
     pub services: Vec<Service>,
     /// Symbolic links: path and target.
@@ -43,7 +45,7 @@ impl System {
             "processes": self.processes.values().map(Contents::to_json).collect::<Vec<_>>(),
             "ids": self.ids, "directories": self.objects.directories, "devices": self.objects.devices, "named": self.objects.named_paths(),
             "links": self.links, "cookie": self.objects.cookie, "types": types.collect::<Vec<_>>(),
-            "unloaded": unloaded.collect::<Vec<_>>(), "services": services.collect::<Vec<_>>(),
+            "unloaded": unloaded.collect::<Vec<_>>(), "callbacks": self.callbacks, "services": services.collect::<Vec<_>>(),
             "hives": self.hives.iter().map(Hive::to_json).collect::<Vec<_>>(),
         })
     }
@@ -63,7 +65,7 @@ struct Space {
 
 fn space(machine: &NtMachine) -> Space {
     match (machine.is_64_bit(), machine.build_number()) {
-        (true, ..9200) => Space { executable: 0x1_3F50_0000, libraries: 0x7700_0000, stacks: 0x200_0000, extra: 0x7FE_FD00_0000 },
+        (true, ..9200) => Space { executable: 0x1_3F50_0000, libraries: 0x7800_0000, stacks: 0x200_0000, extra: 0x7FE_FD00_0000 },
         (true, _) => {
             Space { executable: 0x7FF6_1A20_0000, libraries: 0x7FFB_1A20_0000, stacks: 0xA0_0000_0000, extra: 0x1F2_3C00_0000 }
         }
@@ -94,12 +96,22 @@ impl NtMachine {
         let mut objects = ObjectManager::new(&mut machine, 0xA7);
         let links = populate_directories(&mut machine, &mut objects);
         vad::write_protections(&mut machine);
+        let told: Vec<u64> = machine.truth().modules.iter().rev().take(2).map(|module| module.base + 0x1480).collect();
+        let callbacks = drivers::write_callbacks(&mut machine, "PspCreateProcessNotifyRoutine", &told);
         let unloaded = unloaded(&mut machine);
         let hook = machine.kernel_base() + 0x200_0000;
         machine.map_kernel_page(hook, crate::paging::KERNEL_CODE);
         let services = drivers::write_services(&mut machine, 280, 55, hook + 0x240);
-        let mut system =
-            System { processes: BTreeMap::new(), objects, ids: BTreeMap::new(), unloaded, services, links, hives: Vec::new() };
+        let mut system = System {
+            processes: BTreeMap::new(),
+            objects,
+            ids: BTreeMap::new(),
+            unloaded,
+            callbacks,
+            services,
+            links,
+            hives: Vec::new(),
+        };
         let ids = make_processes(&mut machine);
         system.hives = hive::typical(&mut machine, &mut system.objects, &ids);
         let people = people(&machine);
@@ -364,10 +376,11 @@ fn regions(machine: &NtMachine, process: &crate::ProcessTruth, contents: &Conten
     let tebs = contents.threads.len() as u64 * 2 + 4;
     if machine.build_number() < 9200 {
         let step = if machine.is_64_bit() { 2 } else { 1 };
+        let lowest = if process.wow64_peb == 0 { process.peb } else { process.wow64_peb };
         for nth in 1..=contents.threads.len() as u64 {
-            all.push(Region::private(process.peb - nth * step * 0x1000, step));
+            all.push(Region::private(lowest - nth * step * 0x1000, step));
         }
-        all.push(Region::private(process.peb, if process.wow64_peb == 0 { 1 } else { 2 }));
+        all.push(Region::private(lowest, if process.wow64_peb == 0 { 1 } else { 2 }));
     } else {
         all.push(Region::private(process.peb & !0xFFF, tebs));
     }
@@ -415,9 +428,15 @@ fn careful_regions(machine: &NtMachine, place: Space) -> Vec<Region> {
 }
 
 fn add_handles(machine: &mut NtMachine, system: &mut System, who: &Who<'_>, ids: &[ProcessId], contents: &mut Contents) {
+    let per_page = 0x1000 / (2 * machine.pointer()) as u32;
+    let per_table = 0x1000 / machine.pointer() as u32;
     let mut value = 0;
     let mut add = |contents: &mut Contents, kind: &str, name: &str, access: u32, object: u64| {
         value += 4;
+        // The first entry of each page is never a handle: the kernel keeps its own there.
+        if value % (per_page * 4) == 0 {
+            value += 4;
+        }
         let attributes = if value % 12 == 0 { 2 } else { 0 };
         contents.handles.push(Handle { value, kind: kind.into(), name: name.into(), access, attributes, object });
     };
@@ -451,8 +470,6 @@ fn add_handles(machine: &mut NtMachine, system: &mut System, who: &Who<'_>, ids:
     if let Some((ethread, _)) = machine.process(ProcessId::SYSTEM).threads.first().filter(|_| who.name == "svchost.exe") {
         add(contents, "Thread", "", 0x1F_FFFF, *ethread);
     }
-    let per_page = 0x1000 / (2 * machine.pointer()) as u32;
-    let per_table = 0x1000 / machine.pointer() as u32;
     match who.name {
         // Two pages of entries.
         "services.exe" => {

@@ -45,7 +45,7 @@ const X86: UserLayout = UserLayout {
     environment: 0x48,
     loader_size: 0x30,
     lists: 0xC,
-    entry_size: 0xA8,
+    entry_size: 0x100,
     base: 0x18,
     entry_point: 0x1C,
     image_size: 0x20,

@@ -48,7 +48,10 @@ fn tables_that_lead_everywhere_end() {
         }
     }
     let error = fails(bytes);
-    assert!(error.attempts.iter().any(|(_, failure)| matches!(failure, Failure::NoPageTables { looked_at, .. } if *looked_at > 0)), "{error}");
+    assert!(
+        error.attempts.iter().any(|(_, failure)| matches!(failure, Failure::NoPageTables { looked_at, .. } if *looked_at > 0)),
+        "{error}"
+    );
 }
 
 /// What finding a kernel of a machine may give; it must end, and not panic.

@@ -76,7 +76,10 @@ fn real_windows_bytes_of_the_debugger_data() {
     for (name, at) in data.variables() {
         match symbols.find(name) {
             Some(symbol) => assert_eq!(symbol.address, at, "{name}"),
-            None => panic!("{name} at {at} is not in the symbol file: {:?}", symbols.at(at).map(|symbol| symbol.name).collect::<Vec<_>>()),
+            None => panic!(
+                "{name} at {at} is not in the symbol file: {:?}",
+                symbols.at(at).map(|symbol| symbol.name).collect::<Vec<_>>()
+            ),
         }
         compared += 1;
     }

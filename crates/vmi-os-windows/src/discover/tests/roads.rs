@@ -127,11 +127,8 @@ fn user_tables_of_a_kva_shadow_are_told_and_left() {
     check(&find_by(&vmi, Strategy::Registers).unwrap(), &machine.truth());
     // The user tables alone are refused, and named as what they are.
     let user = registers(&machine);
-    let given = Options {
-        strategies: vec![Strategy::GivenRoot],
-        root: Some(PhysAddr::new(user.cr3.unwrap())),
-        ..Options::default()
-    };
+    let given =
+        Options { strategies: vec![Strategy::GivenRoot], root: Some(PhysAddr::new(user.cr3.unwrap())), ..Options::default() };
     let error = find_with(&vmi, &given).unwrap_err();
     assert!(matches!(error.attempts[..], [(Strategy::GivenRoot, Failure::NoImage { .. })]), "{error}");
     let lead = &registers::leads(&vmi).unwrap()[0];
@@ -163,7 +160,8 @@ fn holes_in_ram_are_respected() {
 fn a_kernel_that_no_vcpu_runs_is_refused() {
     let machine = machine(&named("win10_x64_19041"), options());
     let bytes = runs(&machine).next().unwrap().1;
-    let live = |vcpu: Registers| Vmi::new(WithRegisters { memory: LiveDriver::<X86>::new(bytes.clone(), Some(1)), vcpus: vec![vcpu] });
+    let live =
+        |vcpu: Registers| Vmi::new(WithRegisters { memory: LiveDriver::<X86>::new(bytes.clone(), Some(1)), vcpus: vec![vcpu] });
     check(&find_by(&live(registers(&machine)), Strategy::LowStub).unwrap(), &machine.truth());
     let mut firmware = Registers::default();
     (firmware.cr0, firmware.cr3, firmware.cr4, firmware.efer) = (Some(0x10), Some(0), Some(0), Some(0));
