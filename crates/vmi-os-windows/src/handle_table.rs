@@ -50,7 +50,8 @@ impl EntryFormat {
 
     /// What the entry at the start of `bytes` says, as the handle `handle`; `None` if it is free or `bytes` are too short.
     pub fn entry(self, handle: u64, bytes: &[u8]) -> Option<HandleEntry> {
-        let wide = self.entry_size() == 16;
+        let bytes = bytes.get(..self.entry_size())?;
+        let wide = bytes.len() == 16;
         let low = if wide { u64_at(bytes, 0)? } else { u64::from(u32_at(bytes, 0)?) };
         let access = u32_at(bytes, if wide { 8 } else { 4 })?;
         let (pointer, attributes) = match self {

@@ -30,11 +30,11 @@ fn changed(commands: &str) -> Option<Vec<u8>> {
 
 #[test]
 fn what_hivex_writes_is_read() {
-    let big: Vec<u8> = (0..10_000u32).map(|nth| (nth % 251) as u8).collect();
-    let hex: Vec<String> = big.iter().map(|byte| format!("{byte:02x}")).collect();
+    let binary: Vec<u8> = (0..64u32).map(|nth| (nth * 7) as u8).collect();
+    let hex: Vec<String> = binary.iter().map(|byte| format!("{byte:02x}")).collect();
     let commands = format!(
         "cd Software\nadd Größe\ncd Größe\nsetval 6\n@\nstring:the default\nname\nexpandstring:%TEMP%\nnumber\ndword:0x12345678\nlong\nqword:0x1122334455667788\n\
-         list\nhex:7:61,00,00,00,62,00,00,00,00,00\nbig\nhex:3:{}\ncd ..\nadd Gone\ncd Gone\ndel\ncd \\\nadd Last\ncommit\nquit\n",
+         list\nhex:7:61,00,00,00,62,00,00,00,00,00\nbytes\nhex:3:{}\ncd ..\nadd Gone\ncd Gone\ndel\ncd \\\nadd Last\ncommit\nquit\n",
         hex.join(",")
     );
     let Some(bytes) = changed(&commands) else { return };
@@ -48,7 +48,7 @@ fn what_hivex_writes_is_read() {
     assert_eq!(data("number"), Data::Number(0x1234_5678));
     assert_eq!(data("long"), Data::Number(0x1122_3344_5566_7788));
     assert_eq!(data("list"), Data::Texts(vec!["a".to_owned(), "b".to_owned()]));
-    assert_eq!(data("big"), Data::Bytes(big));
+    assert_eq!(data("bytes"), Data::Bytes(binary));
     assert_eq!(hive.key("Last").unwrap().subkey_count(), 0);
     assert_eq!(hive.key("Many\\key29").unwrap().value("n").unwrap().unwrap().data().unwrap(), Data::Number(29));
 }

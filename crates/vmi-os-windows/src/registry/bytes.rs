@@ -27,7 +27,16 @@ pub(super) fn name(bytes: &[u8], compressed: bool) -> String {
     if compressed { bytes.iter().map(|&byte| char::from(byte)).collect() } else { utf16(bytes) }
 }
 
-/// Whether two names are the same to the registry, which does not tell upper case from lower case.
+/// Whether two names are the same to the registry, which does not tell upper case from lower case. It maps character by character: `ß` has no capital.
 pub(super) fn same_name(one: &str, other: &str) -> bool {
-    one.chars().flat_map(char::to_uppercase).eq(other.chars().flat_map(char::to_uppercase))
+    one.chars().map(capital).eq(other.chars().map(capital))
+}
+
+/// The capital of a character, where that is one character.
+fn capital(character: char) -> char {
+    let mut capitals = character.to_uppercase();
+    match (capitals.next(), capitals.next()) {
+        (Some(capital), None) => capital,
+        _ => character,
+    }
 }
