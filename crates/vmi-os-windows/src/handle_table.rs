@@ -48,6 +48,11 @@ impl EntryFormat {
         }
     }
 
+    /// How many entries a page holds.
+    fn entries_per_page(self) -> u64 {
+        if self.entry_size() == 8 { PAGE_SIZE / 8 } else { PAGE_SIZE / 16 }
+    }
+
     /// What the entry at the start of `bytes` says, as the handle `handle`; `None` if it is free or `bytes` are too short.
     pub fn entry(self, handle: u64, bytes: &[u8]) -> Option<HandleEntry> {
         let bytes = bytes.get(..self.entry_size())?;
@@ -115,6 +120,11 @@ impl<'v, D: X86Driver> Windows<'v, D> {
         self.handle_table_at(at)
     }
 
+    /// How many pointers a page holds.
+    fn pointers_per_page(&self) -> u64 {
+        if self.pointer_size() == 4 { PAGE_SIZE / 4 } else { PAGE_SIZE / 8 }
+    }
+
     /// How this guest's tables hold pointers.
     ///
     /// # Errors
@@ -180,7 +190,7 @@ impl<'l, 'v, D: X86Driver> HandleTable<'l, 'v, D> {
     pub fn entry(&self, handle: u64) -> Result<Option<HandleEntry>> {
         let windows = self.windows;
         let code = windows.pointer(self.at, windows.objects.layout.handle_table.code)?.get();
-        let (per_page, pointers) = (PAGE_SIZE / self.format.entry_size() as u64, PAGE_SIZE / windows.pointer_size());
+        let (per_page, pointers) = (self.format.entries_per_page(), windows.pointers_per_page());
         let (mut at, mut index) = (VirtAddr::new(code & !7), handle / 4);
         let mut levels = code & 7;
         if levels > 2 {
@@ -251,8 +261,8 @@ impl<D: X86Driver> HandleEntries<'_, '_, D> {
             return Ok(());
         }
         let pointer = usize::try_from(windows.pointer_size()).unwrap_or(8);
-        let per_page = (size / self.table.format.entry_size()) as u64;
-        let below = if todo.level == 2 { per_page.wrapping_mul((size / pointer) as u64) } else { per_page };
+        let per_page = self.table.format.entries_per_page();
+        let below = if todo.level == 2 { per_page.wrapping_mul(windows.pointers_per_page()) } else { per_page };
         let pages = bytes.chunks_exact(pointer).enumerate().map(|(slot, pointer)| {
             let at = u64_at(pointer, 0).or_else(|| u32_at(pointer, 0).map(u64::from)).unwrap_or(0);
             (VirtAddr::new(at), todo.base.saturating_add(below.wrapping_mul(slot as u64)))

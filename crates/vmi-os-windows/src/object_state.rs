@@ -14,12 +14,13 @@ use crate::object_type::TypeTable;
 pub(crate) struct ObjectState<'v, D: X86Driver> {
     pub(crate) layout: Layout,
     pub(crate) types: OnceLock<TypeTable>,
-    registry_space: OnceLock<Option<AddressSpace<'v, D>>>,
+    /// The process `Registry`: its `_EPROCESS`, and its memory.
+    registry: OnceLock<Option<(VirtAddr, AddressSpace<'v, D>)>>,
 }
 
 impl<D: X86Driver> ObjectState<'_, D> {
     pub(crate) fn new(types: &dyn TypeSource) -> Self {
-        Self { layout: Layout::new(types), types: OnceLock::new(), registry_space: OnceLock::new() }
+        Self { layout: Layout::new(types), types: OnceLock::new(), registry: OnceLock::new() }
     }
 }
 
@@ -37,22 +38,29 @@ impl<'v, D: X86Driver> Windows<'v, D> {
 
     /// Reads a pointer of the kernel.
     pub(crate) fn pointer_at(&self, at: VirtAddr) -> Result<VirtAddr> {
-        self.space.read_pointer(at)
+        self.kernel_pointer(at)
     }
 
     /// Reads memory of the kernel. The caller bounds `len`.
     pub(crate) fn bytes_at(&self, at: VirtAddr, len: usize) -> Result<Vec<u8>> {
-        self.space.read_vec(at, len)
+        let mut bytes = vec![0; len];
+        self.read_kernel(at, &mut bytes)?;
+        Ok(bytes)
     }
 
-    /// The user memory of the process `Registry`, which holds the cells of hives since Windows 10 1803.
-    pub(crate) fn registry_space(&self) -> Result<&AddressSpace<'v, D>> {
-        let found = self.objects.registry_space.get_or_init(|| {
+    /// Reads the user memory of the process `Registry`, which holds the cells of hives since Windows 10 1803.
+    pub(crate) fn read_registry(&self, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
+        let found = self.objects.registry.get_or_init(|| {
             // A list that breaks may hold the process before the break.
             let process = self.processes().flatten().find(|process| process.name().is_ok_and(|name| name == "Registry"))?;
-            process.address_space().ok()
+            Some((process.address(), process.address_space().ok()?))
         });
         let missing = || ErrorKind::NoObject { what: "process `Registry`, in whose memory this part of a hive lies".to_owned() };
-        found.as_ref().ok_or_else(|| missing().into())
+        let (process, space) = found.as_ref().ok_or_else(missing)?;
+        match space.read_into(at, buf) {
+            // The page may be on its way to the disk.
+            Err(error) if error.is_absent() => self.process_at(*process).memory()?.read_into(at, buf),
+            other => other,
+        }
     }
 }

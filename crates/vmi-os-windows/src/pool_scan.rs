@@ -161,7 +161,7 @@ impl<D: X86Driver> Windows<'_, D> {
     fn object_in_block<'b>(&self, bytes: &'b [u8], tag: usize, kind: Kind, header: usize) -> Option<(usize, &'b [u8])> {
         let wide = self.pointer_size() == 8;
         let unit = if wide { 16 } else { 8 };
-        let start = tag.checked_sub(4).filter(|start| start % unit == 0)?;
+        let start = tag.checked_sub(4).filter(|start| start.is_multiple_of(unit))?;
         // A block does not leave its page; its size is in units, of 8 bits on 64-bit kernels and of 9 on others.
         let mask = if wide { 0xff } else { 0x1ff };
         let units = usize::from(u16_at(bytes, start.checked_add(2)?)? & mask);
@@ -218,7 +218,7 @@ impl<D: X86Driver> Windows<'_, D> {
 
     fn id_in(&self, object: &[u8], member: KernelField) -> Option<u32> {
         let id = self.pointer_in(object, member.offset().ok()?)?.get();
-        u32::try_from(id).ok().filter(|_| id < MAX_ID && id % 4 == 0)
+        u32::try_from(id).ok().filter(|_| id < MAX_ID && id.is_multiple_of(4))
     }
 
     fn pool_process(&self, found: &Found<'_>) -> Option<PoolProcess> {

@@ -146,13 +146,6 @@ impl TestGuest {
         }
     }
 
-    /// Writes 32-bit words.
-    pub(crate) fn put32(&mut self, at: u64, words: &[u32]) {
-        for (index, word) in words.iter().enumerate() {
-            self.write(at + 4 * index as u64, &word.to_le_bytes());
-        }
-    }
-
     pub(crate) fn write(&mut self, at: u64, bytes: &[u8]) {
         let at = (at & 0xffff_ffff) as usize;
         self.bytes[at..][..bytes.len()].copy_from_slice(bytes);

@@ -102,7 +102,7 @@ pub(crate) fn content_len(index: u32, size: i32, rest: u64) -> Result<usize, Reg
         return Err(RegistryError::corrupt(index, "is a free cell, or none"));
     }
     let size = u64::from(size.unsigned_abs());
-    let len = size.checked_sub(4).filter(|_| size <= rest && size % 8 == 0);
+    let len = size.checked_sub(4).filter(|_| size <= rest && size.is_multiple_of(8));
     match len.and_then(|len| usize::try_from(len).ok()) {
         Some(len) if len <= MAX_CELL => Ok(len),
         _ => {

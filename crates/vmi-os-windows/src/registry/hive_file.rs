@@ -83,7 +83,7 @@ impl Cells for HiveFile<'_> {
 
     fn cell(&self, index: u32) -> Result<Cow<'_, [u8]>, RegistryError> {
         let past = || RegistryError::corrupt(index, format!("lies behind the {} bytes of the hive", self.cells.len()));
-        let start = usize::try_from(index).ok().filter(|start| start % 8 == 0);
+        let start = usize::try_from(index).ok().filter(|start| start.is_multiple_of(8));
         let start = start.ok_or_else(|| RegistryError::corrupt(index, "is not at a multiple of 8"))?;
         let rest = self.cells.get(start..).ok_or_else(past)?;
         let (size, content) = rest.split_first_chunk().ok_or_else(past)?;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::list::{self, rows};
-use vmi_core::{AddressSpace, Error, KernelField, Memory, Result, VirtAddr};
+use vmi_core::{Error, KernelField, Result, VirtAddr};
 
 use super::cells::{Cells, NO_CELL, RegistryError, content_len};
 use crate::Windows;
@@ -55,7 +55,7 @@ impl<'v, D: X86Driver> Windows<'v, D> {
     /// The hive whose `_CMHIVE` is at `at`.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](vmi_core::ErrorKind::Corrupt) if there is none; as [`Memory::read_into`].
+    /// [`ErrorKind::Corrupt`](vmi_core::ErrorKind::Corrupt) if there is none; as [`Memory::read_into`](vmi_core::Memory::read_into).
     pub fn hive_at(&self, at: VirtAddr) -> Result<MemoryHive<'_, 'v, D>> {
         let layout = &self.objects.layout;
         let hive = layout.cm_hive.hive.of(at)?;
@@ -92,7 +92,7 @@ impl<'l, 'v, D: X86Driver> MemoryHive<'l, 'v, D> {
     /// file, have none.
     ///
     /// # Errors
-    /// As [`Windows::hives`] for what the guest's types do not describe; as [`Memory::read_into`]. The same holds for the methods that follow.
+    /// As [`Windows::hives`] for what the guest's types do not describe; as [`Memory::read_into`](vmi_core::Memory::read_into). The same holds for the methods that follow.
     pub fn file_path(&self) -> Result<Option<String>> {
         self.text(self.windows.objects.layout.cm_hive.file_path)
     }
@@ -154,9 +154,9 @@ impl<'l, 'v, D: X86Driver> MemoryHive<'l, 'v, D> {
         Ok(VirtAddr::new(bin).wrapping_add(block).wrapping_add(offset))
     }
 
-    /// The memory that a cell's address belongs to: the kernel's, or that of the process `Registry`.
-    fn space_of(&self, at: VirtAddr) -> Result<&AddressSpace<'v, D>> {
-        if self.windows.is_kernel_address(at) { Ok(&self.windows.space) } else { self.windows.registry_space() }
+    /// Reads where a cell's address leads: in the kernel's memory, or in that of the process `Registry`.
+    fn read_at(&self, at: VirtAddr, buf: &mut [u8]) -> Result<()> {
+        if self.windows.is_kernel_address(at) { self.windows.read_kernel(at, buf) } else { self.windows.read_registry(at, buf) }
     }
 
     /// Reads from `index` on. Blocks that follow each other in the hive need not do so in memory.
@@ -168,7 +168,7 @@ impl<'l, 'v, D: X86Driver> MemoryHive<'l, 'v, D> {
             let piece = to_end.min(rest.len());
             let at = self.place(here)?;
             let (part, _) = rest.split_at_mut(piece);
-            self.space_of(at)?.read_into(at, part)?;
+            self.read_at(at, part)?;
             done = done.saturating_add(piece);
         }
         Ok(())
@@ -179,8 +179,9 @@ impl<D: X86Driver> Cells for MemoryHive<'_, '_, D> {
     fn root(&self) -> Result<u32, RegistryError> {
         let layout = &self.windows.objects.layout;
         let base = self.windows.pointer(layout.cm_hive.hive.of(self.at)?, layout.hhive.base_block)?;
-        let space = self.space_of(base)?;
-        match space.read(base.wrapping_add(ROOT_CELL))? {
+        let mut root = [0; 4];
+        self.read_at(base.wrapping_add(ROOT_CELL), &mut root)?;
+        match u32::from_le_bytes(root) {
             NO_CELL => Err(RegistryError::NotAHive { why: "the base block names no root key".to_owned() }),
             root => Ok(root),
         }
@@ -194,7 +195,7 @@ impl<D: X86Driver> Cells for MemoryHive<'_, '_, D> {
         let memory = |source| RegistryError::Memory { cell: index, source };
         let storage = if index >> 31 == 0 { self.storages[0] } else { self.storages[1] };
         let offset = index & 0x7fff_ffff;
-        if index % 8 != 0 {
+        if !index.is_multiple_of(8) {
             return Err(RegistryError::corrupt(index, "is not at a multiple of 8"));
         }
         let rest = storage.len.checked_sub(offset).filter(|&rest| rest >= 4);
