@@ -91,8 +91,8 @@ impl Common {
         Ok(guest)
     }
 
-    /// A Linux guest, by the symbol files that are given.
-    fn linux<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Linux<'v, AnyDriver>> {
+    /// A Linux guest, by the symbol files that are given, if any.
+    pub fn linux<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Linux<'v, AnyDriver>> {
         let mut options = discover::Options::default();
         for path in &self.symbols {
             let file = symbol_files::open(path).with_context(|| format!("--symbols {}", path.display()))?;
