@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Volatility's Linux plugins on symbol files that `symbol-file` makes of a guest's own memory.
 
-    volatility.py [--symbols DIR] [--only PLUGIN,...] [GUEST...]    guests of the lab; x64-5.10, x64-6.1, x64-6.12 and x64-sid if none is named
+    volatility.py [--keep DIR] [--only PLUGIN,...] [GUEST...]    guests of the lab; x64-5.10, x64-6.1, x64-6.12 and x64-sid if none is named
 
 For each guest: the file is made from memory.raw, all of Volatility's Linux plugins that need no further argument run with it, and what seven of
 them say is compared with what the guest's own /proc said. If the lab's cache has a symbol file of the same kernel from its debug information
@@ -13,46 +13,23 @@ Prints a table. Exit code 1 if a comparison with /proc differs, or a plugin fail
 
 import concurrent.futures
 import json
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 
 import agree
-from peers import CACHE, PEERS, TARGET, environment, run
+from peers import CACHE, HERE, PEERS, TARGET, environment, run
 
 GUESTS = ["x64-5.10", "x64-6.1", "x64-6.12", "x64-sid"]
-# Names of plugins that are there twice, once under their old name, and those that need arguments or write files.
-LEFT_OUT = re.compile(r"linux\.(check_\w+|hidden_modules|keyboard_notifiers|malfind|modxview|netfilter|tty_check)\.|InodePages|RecoverFs|RegEx|Yara|ModuleExtract")
 
 
-class Volatility:
-    def __init__(self, program, symbols, cache):
-        self.program, self.symbols, self.cache = program, symbols, cache
-        cache.mkdir(parents=True, exist_ok=True)
-
-    def run(self, image, plugin):
-        """The rows of a plugin, and why there are none."""
-        command = [self.program, "-q", "--offline", "--cache-path", self.cache, "-r", "json", "-s", self.symbols, "-f", image, plugin]
-        try:
-            done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
-        except subprocess.TimeoutExpired:
-            return None, "no end after 600 s"
-        start = done.stdout.find("[")
-        errors = [line for line in (done.stdout[:start] + done.stderr).splitlines() if line.strip()]
-        try:
-            rows = json.loads(done.stdout[start:])
-        except ValueError:
-            rows = None
-        if done.returncode or rows is None:
-            return None, next((line for line in reversed(errors) if ":" in line), errors[-1] if errors else "no output").strip()
-        return rows, ""
-
-    def plugins(self):
-        names = re.findall(r"^ +(linux\.[\w.]+)", run(self.program, "--help"), re.MULTILINE)
-        return sorted(name for name in set(names) if not LEFT_OUT.search(name))
+def plugins(python, symbols, cache, image, only):
+    """What each plugin gives: its rows, or the error that ended it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    text = run(python, HERE / "plugins.py", symbols, cache, image, *only)
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return {line["plugin"]: (line["rows"], line["error"]) for line in lines}
 
 
 class Truth:
@@ -190,7 +167,7 @@ def verdict(truth, plugin, ours, reference):
     return ", ".join(parts), bad
 
 
-def guest(program, name, only, keep):
+def guest(python, name, only, keep):
     images = CACHE / "images" / name
     image, truth = images / "memory.raw", Truth(images / "truth")
     release = truth.text("version").split()[2]
@@ -201,27 +178,22 @@ def guest(program, name, only, keep):
         directory = pathlib.Path(keep or directory) / name
         ours = directory / "symbols/linux/ours.json.xz"
         ours.parent.mkdir(parents=True, exist_ok=True)
-        run(symbol_file(), "--quiet", "--force", "-o", ours, image)
-        sides = [Volatility(program, directory / "symbols", directory / "cache")]
+        print(run(symbol_file(), "--quiet", "--force", "-o", ours, image), end="", flush=True)
+        sides = [directory / "symbols"]
         if reference_file.exists():
             theirs = directory / "reference/linux/theirs.json.xz"
             theirs.parent.mkdir(parents=True, exist_ok=True)
             theirs.write_bytes(reference_file.read_bytes())
-            sides.append(Volatility(program, directory / "reference", directory / "cache-reference"))
+            sides.append(directory / "reference")
             lines, differ = agree.report(ours, theirs)
             print("\n".join(lines), flush=True)
             failed |= differ
-        plugins = [plugin for plugin in sides[0].plugins() if not only or any(word in plugin for word in only)]
-        # The first run fills the cache, which two at a time would write.
-        for side in sides:
-            side.run(image, "linux.boottime.Boottime")
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            work = {plugin: [pool.submit(side.run, image, plugin) for side in sides] for plugin in plugins}
-            for plugin, results in work.items():
-                results = [result.result() for result in results]
-                line, bad = verdict(truth, plugin, results[0], results[1] if len(results) > 1 else None)
-                failed |= bad
-                print(f"{'FAIL' if bad else 'ok  '} {plugin.removeprefix('linux.')}: {line}", flush=True)
+            results = list(pool.map(lambda side: plugins(python, side, side / "cache", image, only), sides))
+        for plugin, result in results[0].items():
+            line, bad = verdict(truth, plugin, result, results[1].get(plugin) if len(results) > 1 else None)
+            failed |= bad
+            print(f"{'FAIL' if bad else 'ok  '} {plugin.removeprefix('linux.')}: {line}", flush=True)
     return failed
 
 
@@ -236,13 +208,13 @@ def main(arguments):
     for word in words:
         if word == "--only":
             only = next(words).split(",")
-        elif word == "--symbols":
+        elif word == "--keep":
             keep = next(words)
         else:
             guests.append(word)
     PEERS.mkdir(parents=True, exist_ok=True)
-    program = os.environ.get("VOLATILITY") or environment().with_name("vol")
-    return 1 if any([guest(program, name, only, keep) for name in guests or GUESTS]) else 0
+    python = environment()
+    return 1 if any([guest(python, name, only, keep) for name in guests or GUESTS]) else 0
 
 
 if __name__ == "__main__":

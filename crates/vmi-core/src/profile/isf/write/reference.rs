@@ -367,8 +367,8 @@ impl<'t> Types<'t> {
     fn bitfield(&self, source: usize, member: &Member, width: u32, ty: Reference) -> (Reference, u64) {
         let size = self.sources.get(source).and_then(|types| types.size_of(member.ty).ok()).unwrap_or(1).clamp(1, 16);
         let bits = size.saturating_mul(8);
-        let aligned = (member.bit_offset / bits).saturating_mul(size);
-        let position = member.bit_offset % bits;
+        let aligned = member.bit_offset.checked_div(bits).unwrap_or(0).saturating_mul(size);
+        let position = member.bit_offset.checked_rem(bits).unwrap_or(0);
         let (offset, bit_position) = match position.saturating_add(width.into()) {
             end if end <= bits => (aligned, position),
             _ => (member.bit_offset / 8, member.bit_offset % 8),

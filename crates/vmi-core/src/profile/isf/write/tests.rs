@@ -260,7 +260,7 @@ fn tables() -> impl Strategy<Value = Table> {
 fn unfolds(file: &serde_json::Value, name: &str, left: &mut u32) -> bool {
     let Some(fewer) = left.checked_sub(1) else { return false };
     *left = fewer;
-    let fields = file["user_types"][name]["fields"].as_object().expect("every structure that is referred to is there");
+    let fields = file["user_types"][name]["fields"].as_object().unwrap_or_else(|| panic!("{name} is referred to and not there"));
     fields
         .values()
         .filter(|field| field["anonymous"] == true)
