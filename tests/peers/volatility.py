@@ -8,13 +8,13 @@ them say is compared with what the guest's own /proc said. If the lab's cache ha
 (`peers.py` makes one of it), the plugins run with that too, and all rows and structures are compared.
 
 Prints a table. Exit code 1 if a comparison with /proc differs, or a plugin fails that works with the file from debug information.
-`cargo xtask peers` builds `symbol-file` and calls this for one guest.
+Needs `cargo build --release --example symbol-file` and what `peers.py` needs.
 """
 
-import concurrent.futures
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 
@@ -25,11 +25,14 @@ GUESTS = ["x64-5.10", "x64-6.1", "x64-6.12", "x64-sid"]
 
 
 def plugins(python, symbols, cache, image, only):
-    """What each plugin gives: its rows, or the error that ended it."""
+    """What each plugin gives, as it comes: its name, and its rows or the error that ended it."""
     cache.mkdir(parents=True, exist_ok=True)
-    text = run(python, HERE / "plugins.py", symbols, cache, image, *only)
-    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    return {line["plugin"]: (line["rows"], line["error"]) for line in lines}
+    command = [python, HERE / "plugins.py", symbols, cache, image, *only]
+    with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("{"):
+                line = json.loads(line)
+                yield line["plugin"], (line["rows"], line["error"])
 
 
 class Truth:
@@ -60,8 +63,16 @@ def differences(found, wanted):
 
 
 def same_processes(truth, rows):
-    found = {(row["PID"], row["PPID"], row["COMM"]) for row in rows}
-    return differences(found, truth.processes())
+    # What is there before and after was there when the memory was written. The rest came or went.
+    lasting = truth.processes() & truth.processes("tasks.stat.after")
+    names = {pid: name for pid, _, name in lasting}
+    found = set()
+    for row in rows:
+        # /proc adds to the names of kernel workers what they do; the kernel's own are 15 characters long at most.
+        name = names.get(row["PID"], "")
+        found.add((row["PID"], row["PPID"], name if row["COMM"] and name.startswith(row["COMM"]) else row["COMM"]))
+    either = truth.processes() | truth.processes("tasks.stat.after")
+    return differences({row for row in found if row in lasting or row not in either}, lasting)
 
 
 def same_arguments(truth, rows):
@@ -105,7 +116,8 @@ def same_files(truth, rows):
     link = re.compile(r" /proc/(\d+)/fd/(\d+) -> (.*)$", re.MULTILINE)
     wanted = {(int(pid), int(number), path) for pid, number, path in link.findall(truth.text("tasks.links")) if int(pid) in pids}
     # Sockets, pipes and the like have numbers for names, each tool in its own way.
-    plain = lambda rows: {row for row in rows if row[2].startswith("/")}
+    # For deleted files Volatility has no path.
+    plain = lambda rows: {row for row in rows if row[2].startswith("/") and not row[2].endswith(" (deleted)")}
     found = {(row["PID"], row["FD"], row["Path"]) for row in rows if row["PID"] == row["TID"]}
     # The shell that took the list has descriptors of its own at that moment.
     taken_by = {pid for pid, number, path in wanted if path.startswith("/proc/")}
@@ -149,6 +161,7 @@ def verdict(truth, plugin, ours, reference):
     rows, error = ours
     bad = False
     parts = [f"{len(rows)} rows" if rows is not None else f"fails: {error[:150]}"]
+    bad |= rows is None and plugin in CHECKS
     if rows is not None and plugin in CHECKS:
         difference = CHECKS[plugin](truth, rows)
         parts.append(f"unlike /proc: {difference}" if difference else "as /proc")
@@ -188,10 +201,11 @@ def guest(python, name, only, keep):
             lines, differ = agree.report(ours, theirs)
             print("\n".join(lines), flush=True)
             failed |= differ
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            results = list(pool.map(lambda side: plugins(python, side, side / "cache", image, only), sides))
-        for plugin, result in results[0].items():
-            line, bad = verdict(truth, plugin, result, results[1].get(plugin) if len(results) > 1 else None)
+        # Both run at the same time; each gives the same plugins in the same order.
+        runs = [plugins(python, side, side / "cache", image, only) for side in sides]
+        for results in zip(*runs, strict=True):
+            plugin, result = results[0]
+            line, bad = verdict(truth, plugin, result, results[1][1] if len(results) > 1 else None)
             failed |= bad
             print(f"{'FAIL' if bad else 'ok  '} {plugin.removeprefix('linux.')}: {line}", flush=True)
     return failed

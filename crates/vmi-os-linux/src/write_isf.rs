@@ -261,7 +261,10 @@ impl<D: X86Driver> Linux<'_, D> {
         let own = &self.kernel().symbols;
         let mut builder = SymbolsBuilder::default();
         builder.reserve(own.len());
-        for symbol in own.iter() {
+        // volatility3 2.28 reads a member of these that newer kernels do not have (seen in 7.2: `linux.lsmod` ends in an error), but has a
+        // table of its own for kernels without the symbol.
+        let unreadable = self.types().field("taint_flag", "module").is_err();
+        for symbol in own.iter().filter(|symbol| !unreadable || symbol.name != "taint_flags") {
             builder.push(symbol.name, symbol.address, symbol.kind);
         }
         // Since 6.17 `tk_core` is a macro for the first of these (kernel/time/timekeeping.c).
