@@ -9,6 +9,7 @@ need no further argument.
 import json
 import pathlib
 import re
+import signal
 import sys
 import time
 import traceback
@@ -22,6 +23,10 @@ from volatility3.framework.interfaces.configuration import path_join
 
 # Those that are there twice, under their old names too, and those that write files.
 LEFT_OUT = re.compile(r"linux\.(check_\w+|hidden_modules|keyboard_notifiers|malfind|modxview|netfilter|tty_check)\.|RecoverFs|ModuleExtract")
+
+
+# Seconds that a plugin may take; the first one, which reads the symbol file, takes the longest.
+LIMIT = 120
 
 
 class NoFile(interfaces.plugins.FileHandlerInterface):
@@ -61,10 +66,14 @@ def why(error):
     return f"{type(error).__name__}: {error} ({place})".replace("\n", " ")
 
 
+def too_long(*_):
+    raise TimeoutError(f"no end after {LIMIT} s")
+
+
 def main(symbols, cache, image, *wanted):
+    signal.signal(signal.SIGALRM, too_long)
     constants.OFFLINE = True
     constants.CACHE_PATH = cache
-    constants.SYMBOL_BASEPATHS = [symbols]
     volatility3.symbols.__path__ = [symbols, *constants.SYMBOL_BASEPATHS]
     framework.require_interface_version(2, 0, 0)
     framework.import_files(volatility3.plugins, True)
@@ -84,6 +93,9 @@ def main(symbols, cache, image, *wanted):
         if any(not need.optional and isinstance(need, interfaces.configuration.SimpleTypeRequirement | requirements.ListRequirement) and need.default is None for need in needs):
             continue
         start, found, error = time.monotonic(), None, None
+        signal.alarm(LIMIT)
+        # Plugins give classes of their own to types, which those that were looked up before do not have.
+        context.symbol_space._resolved.clear()
         try:
             path = path_join("plugins", plugin.__name__)
             if kernel and any(isinstance(need, requirements.ModuleRequirement) and need.name == "kernel" for need in needs):
@@ -93,6 +105,7 @@ def main(symbols, cache, image, *wanted):
             kernel = kernel or context.config[path_join(path, "kernel")]
         except Exception as problem:
             error = why(problem)
+        signal.alarm(0)
         if chosen:
             seconds = round(time.monotonic() - start, 1)
             print(json.dumps({"plugin": name, "rows": found, "error": error, "seconds": seconds}), flush=True)

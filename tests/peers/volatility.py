@@ -173,6 +173,8 @@ def verdict(truth, plugin, ours, reference):
         elif rows is None:
             parts.append(f"{len(wanted)} rows with debug information")
             bad = True
+        elif rows and not wanted:
+            parts.append("none with debug information, where a type is missing")
         else:
             same = rows == wanted
             parts.append("the same with debug information" if same else f"unlike with debug information ({len(wanted)} rows)")

@@ -67,6 +67,7 @@ const FRAME_BUFFER: IsfType<'static> = Pointer(&Structure("fb_info"));
 /// its shell are likely to.
 const VARIABLES: &[(&str, IsfType<'static>)] = &[
     ("__start___tracepoints_ptrs", INT),
+    ("arp_seq_ops", SEQUENCE),
     ("bpf_kallsyms", LIST),
     ("bpf_tree", Structure("latch_tree_root")),
     ("cap_last_cap", INT),
@@ -126,6 +127,7 @@ const VARIABLES: &[(&str, IsfType<'static>)] = &[
     ("super_blocks", LIST),
     ("tcp4_seq_ops", SEQUENCE),
     ("tcp6_seq_ops", SEQUENCE),
+    ("tcp_seq_ops", SEQUENCE),
     ("tty_drivers", LIST),
     ("udp6_seq_ops", SEQUENCE),
     ("udp_seq_ops", SEQUENCE),
@@ -213,6 +215,10 @@ impl<D: X86Driver> Linux<'_, D> {
         ];
         for &(name, ref element, size) in &arrays {
             writer = writer.variable(name, Array(element, room(own, name).checked_div(size).unwrap_or(0).min(MAX_ELEMENTS)));
+        }
+        // A structure without a tag since 6.3 (commit f122a08b197d), which Volatility knows by the name of its typedef.
+        if let Ok(capabilities) = self.types().field("cred", "cap_effective") {
+            writer = writer.tag(capabilities.ty, "kernel_cap_t");
         }
         writer = writer.variable("linux_banner", Array(&CHAR, banner.len() as u64));
         // LAST_PKMAP; by it Volatility tells PAE from two-level paging.

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use self::reference::{Reference, Types};
 use super::MAX_LEN;
-use crate::{Symbols, TypeSource};
+use crate::{Symbols, TypeId, TypeSource};
 
 /// Names of structures that are told in [`IsfSummary::incomplete`].
 const TOLD: usize = 16;
@@ -40,6 +40,7 @@ pub struct IsfWriter<'t> {
     symbols: Option<(&'t Symbols, u64, u64)>,
     variables: FxHashMap<&'t str, IsfType<'t>>,
     made: FxHashMap<&'t str, IsfStructure<'t>>,
+    tags: Vec<(TypeId, &'t str)>,
     banner: Option<Vec<u8>>,
 }
 
@@ -133,6 +134,7 @@ impl<'t> IsfWriter<'t> {
             symbols: None,
             variables: FxHashMap::default(),
             made: FxHashMap::default(),
+            tags: Vec::new(),
             banner: None,
         }
     }
@@ -177,6 +179,14 @@ impl<'t> IsfWriter<'t> {
         self
     }
 
+    /// The name under which a structure without a tag is written, such as that of its typedef. `ty` is its number in the first source. The name
+    /// stays with those that have it already.
+    #[must_use]
+    pub fn tag(mut self, ty: TypeId, name: &'t str) -> Self {
+        self.tags.push((ty, name));
+        self
+    }
+
     /// The bytes of the kernel's `linux_banner`, line end and terminator included: by them Volatility knows which kernel a file is for.
     #[must_use]
     pub fn linux_banner(mut self, banner: impl Into<Vec<u8>>) -> Self {
@@ -191,6 +201,9 @@ impl<'t> IsfWriter<'t> {
     pub fn write(&self, to: impl Write) -> Result<IsfSummary, IsfWriteError> {
         let sources: Vec<_> = self.sources.iter().map(|source| source.types).collect();
         let mut types = Types::new(sources, &self.made);
+        for &(ty, name) in &self.tags {
+            types.give_tag(ty, name);
+        }
         let mut json = Json::new(to);
         json.open_document(&Metadata::new(self.banner.is_some()))?;
         json.object("symbols")?;

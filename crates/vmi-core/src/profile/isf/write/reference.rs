@@ -128,6 +128,8 @@ pub(super) struct Types<'t> {
     /// What was referred to and is not written yet.
     structures: VecDeque<(Key, Shared)>,
     enumerations: VecDeque<(Key, Shared)>,
+    /// Tags of structures that have none of their own.
+    given: FxHashMap<Key, &'t str>,
     made_structures: Vec<&'t str>,
     made_known: FxHashMap<&'t str, Shared>,
     /// How many members a structure has, those of its anonymous members included; `u32::MAX` for too many.
@@ -147,9 +149,23 @@ impl<'t> Types<'t> {
             known: FxHashMap::default(),
             structures: VecDeque::new(),
             enumerations: VecDeque::new(),
+            given: FxHashMap::default(),
             made_structures: Vec::new(),
             made_known: FxHashMap::default(),
             unfolded: FxHashMap::default(),
+        }
+    }
+
+    /// The name of a structure without a tag, unless another has it.
+    pub(super) fn give_tag(&mut self, ty: TypeId, name: &'t str) {
+        let taken = self.sources.iter().any(|types| types.find(name).is_some())
+            || self.made.contains_key(name)
+            || self.given.values().any(|given| *given == name);
+        if !taken
+            && let Some((key, structure)) = self.structure_at((0, ty))
+            && structure.name.is_empty()
+        {
+            self.given.insert(key, name);
         }
     }
 
@@ -286,9 +302,16 @@ impl<'t> Types<'t> {
             }
             // A source continues the first one's types, or describes the same kernel.
             Some(owner) if owner.0 < source && alike(sources, owner, structure) => return self.reference(owner),
+            None if self.given.contains_key(&key) => {
+                let name = self.given.get(&key).copied().unwrap_or_default();
+                self.structure_names.take(name)?;
+                name.to_owned()
+            }
             _ => {
-                let made = self.made;
-                let known = |name: &str| made.contains_key(name) || sources.iter().any(|types| types.find(name).is_some());
+                let (made, given) = (self.made, &self.given);
+                let given = |name: &str| given.values().any(|given| *given == name);
+                let known =
+                    |name: &str| made.contains_key(name) || given(name) || sources.iter().any(|types| types.find(name).is_some());
                 self.structure_names.make(tag, known)?
             }
         };
@@ -356,7 +379,8 @@ impl<'t> Types<'t> {
                 None => (ty, member.bit_offset / 8),
             };
             // A reader unfolds these, and may do so without asking how deep they go.
-            let anonymous = (member.name.is_empty() && self.unfolds((source, member.ty))).then_some(true);
+            let anonymous =
+                (member.name.is_empty() && member.bit_width.is_none() && self.unfolds((source, member.ty))).then_some(true);
             let name = if member.name.is_empty() { format!("unnamed_field_{index:x}") } else { member.name.clone() };
             fields.push((name, Field { ty, offset, anonymous }));
         }

@@ -256,6 +256,26 @@ fn tables() -> impl Strategy<Value = Table> {
     prop::collection::vec(ty, 1..20).prop_map(Table)
 }
 
+#[test]
+fn the_name_of_a_typedef() {
+    let types = Table(vec![
+        Type::Void,
+        structure("", 8, &[]),
+        Type::Alias { target: TypeId(1) },
+        structure("user", 16, &[("plain", 0, None, 1), ("alias", 64, None, 2)]),
+        structure("", 4, &[]),
+        structure("other", 4, &[("it", 0, None, 4)]),
+    ]);
+    let mut file = Vec::new();
+    IsfWriter::new(&types).tag(TypeId(2), "kernel_cap_t").tag(TypeId(4), "user").write(&mut file).unwrap();
+    let isf = Isf::parse(&file).unwrap();
+    let types: &dyn TypeSource = &isf;
+    let alias = types.field("user", "alias").unwrap();
+    assert_eq!((alias.ty, alias.size), (types.find("kernel_cap_t").unwrap(), 8));
+    assert_eq!(types.field("user", "plain").unwrap().ty, alias.ty);
+    assert_eq!(types.structure("user").unwrap().size, 16, "a tag that there is stays where it is");
+}
+
 /// Whether a JSON reader that unfolds anonymous members without asking, as Volatility does, comes to an end.
 fn unfolds(file: &serde_json::Value, name: &str, left: &mut u32) -> bool {
     let Some(fewer) = left.checked_sub(1) else { return false };
