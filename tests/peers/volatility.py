@@ -52,8 +52,14 @@ class Truth:
     def processes(self, name="tasks.stat"):
         """Process, parent and name; threads are left out."""
         groups = {int(pid): int(group) for pid, group in re.findall(r"^/proc/(\d+)/status:Tgid:\t(\d+)", self.text("tasks.status"), re.MULTILINE)}
-        rows = re.findall(r"^(\d+) \((.*)\) \S (\d+)", self.text(name), re.MULTILINE)
-        return {(int(pid), int(parent), comm) for pid, comm, parent in rows if groups.get(int(pid)) == int(pid)}
+        rows = re.findall(r"^(\d+) \((.*)\) (\S) (\d+)", self.text(name), re.MULTILINE)
+        # Volatility's list leaves out zombies.
+        return {(int(pid), int(parent), own_name(comm)) for pid, comm, state, parent in rows if groups.get(int(pid)) == int(pid) and state != "Z"}
+
+
+def own_name(name):
+    """The name in the kernel: 15 characters at most, and without what /proc adds to those of kernel workers, which is what they do."""
+    return (re.split("[-+]", name)[0] if re.match(r"kworker/[^R]", name) else name)[:15]
 
 
 def differences(found, wanted):
@@ -65,13 +71,8 @@ def differences(found, wanted):
 def same_processes(truth, rows):
     # What is there before and after was there when the memory was written. The rest came or went.
     lasting = truth.processes() & truth.processes("tasks.stat.after")
-    names = {pid: name for pid, _, name in lasting}
-    found = set()
-    for row in rows:
-        # /proc adds to the names of kernel workers what they do; the kernel's own are 15 characters long at most.
-        name = names.get(row["PID"], "")
-        found.add((row["PID"], row["PPID"], name if row["COMM"] and name.startswith(row["COMM"]) else row["COMM"]))
     either = truth.processes() | truth.processes("tasks.stat.after")
+    found = {(row["PID"], row["PPID"], row["COMM"]) for row in rows}
     return differences({row for row in found if row in lasting or row not in either}, lasting)
 
 
