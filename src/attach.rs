@@ -76,7 +76,7 @@ impl<'v, D: X86Driver> Search<'v, '_, D> {
         if !self.options.looks_for_linux() {
             return None;
         }
-        let options = linux::Options { strategies: strategies.to_vec(), ..self.options.linux.clone() };
+        let options = linux::Options { strategies: strategies.to_vec(), ..self.options.linux().clone() };
         let found = linux::find_with(self.vmi, &options).map_err(AttachError::from);
         match found.and_then(|kernel| Linux::with_kernel(self.vmi, kernel)) {
             Ok(linux) => return Some(Box::new(linux)),
@@ -95,7 +95,7 @@ impl<'v, D: X86Driver> Search<'v, '_, D> {
         if !self.options.looks_for_windows() {
             return None;
         }
-        let options = windows::Options { strategies: strategies.to_vec(), ..self.options.windows.clone() };
+        let options = windows::Options { strategies: strategies.to_vec(), ..self.options.windows().clone() };
         let found = windows::find_with(self.vmi, &options).map_err(AttachError::from);
         match found.and_then(|kernel| Windows::with_kernel(self.vmi, kernel)) {
             Ok(windows) => return Some(Box::new(windows)),

@@ -21,11 +21,11 @@ use vmi_os_windows::{SymbolFile, discover as windows};
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct AttachOptions {
-    pub(crate) linux: linux::Options,
-    pub(crate) windows: windows::Options,
+    linux: linux::Options,
+    windows: windows::Options,
     /// Whether files are given that describe a kernel of this system.
-    pub(crate) is_linux: bool,
-    pub(crate) is_windows: bool,
+    is_linux: bool,
+    is_windows: bool,
 }
 
 /// Why a path is not a usable symbol file.
@@ -88,6 +88,16 @@ impl AttachOptions {
             self.is_linux = true;
         }
         Ok(self)
+    }
+
+    /// What is known of a Linux guest: for [`vmi_os_linux::discover::find_with`].
+    pub fn linux(&self) -> &linux::Options {
+        &self.linux
+    }
+
+    /// What is known of a Windows guest: for [`vmi_os_windows::discover::find_with`].
+    pub fn windows(&self) -> &windows::Options {
+        &self.windows
     }
 
     /// Whether it makes sense to look for Linux.

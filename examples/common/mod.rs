@@ -10,11 +10,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use vmi::file::{OpenOptions, RawMap};
 use vmi::kvm::{self, Road};
-use vmi::windows::{SymbolFile, Windows, discover};
+use vmi::linux::Linux;
+use vmi::windows::Windows;
 use vmi::{AnyDriver, AttachOptions, Guest, Target, Vmi};
 
 use self::table::{Column, Table};
@@ -82,25 +82,28 @@ impl Common {
 
     /// Finds out which operating system is inside, and notes what is to be known about that.
     pub fn attach<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Box<dyn Guest + 'v>> {
-        let options = self.symbols.iter().try_fold(AttachOptions::new(), AttachOptions::symbols)?;
-        let guest = vmi::attach_with(vmi, &options)?;
+        let guest = vmi::attach_with(vmi, &self.known()?)?;
         self.note_all(&*guest);
         Ok(guest)
     }
 
+    /// Attaches to a Linux guest, and notes what is to be known about that.
+    pub fn attach_linux<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Linux<'v, AnyDriver>> {
+        let linux = Linux::with_kernel(vmi, vmi::linux::discover::find_with(vmi, self.known()?.linux())?)?;
+        self.note_all(&linux);
+        Ok(linux)
+    }
+
     /// Attaches to a Windows guest, and notes what is to be known about that.
     pub fn attach_windows<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Windows<'v, AnyDriver>> {
-        let mut options = discover::Options::default();
-        for path in &self.symbols {
-            if path.is_dir() {
-                options.store = options.store.with_directory(path);
-            } else {
-                options = options.file(SymbolFile::open(path).with_context(|| format!("--symbols {}", path.display()))?);
-            }
-        }
-        let windows = Windows::with_kernel(vmi, discover::find_with(vmi, &options)?)?;
+        let windows = Windows::with_kernel(vmi, vmi::windows::discover::find_with(vmi, self.known()?.windows())?)?;
         self.note_all(&windows);
         Ok(windows)
+    }
+
+    /// What the user knows of the guest.
+    fn known(&self) -> anyhow::Result<AttachOptions> {
+        Ok(self.symbols.iter().try_fold(AttachOptions::new(), AttachOptions::symbols)?)
     }
 
     fn note_all(&self, guest: &dyn Guest) {

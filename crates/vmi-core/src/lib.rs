@@ -52,7 +52,8 @@ pub use memory::Memory;
 pub use memory_map::{MemoryMap, Region};
 pub use page_cache::PageCacheCounters;
 pub use profile::{
-    Field, Isf, IsfError, IsfPdb, KernelField, Member, Structure, Symbol, Symbols, SymbolsBuilder, Type, TypeId, TypeSource,
+    Field, Isf, IsfError, IsfPdb, IsfStructure, IsfSummary, IsfType, IsfWriteError, IsfWriter, KernelField, Member, Structure,
+    Symbol, Symbols, SymbolsBuilder, Type, TypeId, TypeSource,
 };
 #[cfg(target_os = "linux")]
 pub use snapshot::{Snapshot, SnapshotReport};

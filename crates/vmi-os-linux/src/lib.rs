@@ -26,9 +26,11 @@ mod task;
 mod test_guest;
 mod time;
 mod vmcoreinfo;
+mod write_isf;
 
 pub use kernel::Kernel;
 pub use linux::{AttachError, Linux};
 pub use module::Module;
 pub use process_memory::ProcessMemory;
 pub use task::Task;
+pub use write_isf::WriteIsfError;

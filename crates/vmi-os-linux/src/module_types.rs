@@ -45,7 +45,7 @@ impl<D: X86Driver> Linux<'_, D> {
     }
 
     /// The kernel's own BTF, which its modules' refer to: read where its symbols say, whatever the types in use came from.
-    fn kernel_btf(&self) -> Result<Arc<Btf>> {
+    pub(crate) fn kernel_btf(&self) -> Result<Arc<Btf>> {
         if let Some(btf) = self.base_btf.get() {
             return Ok(Arc::clone(btf));
         }

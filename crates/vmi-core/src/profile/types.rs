@@ -126,6 +126,17 @@ pub trait TypeSource: fmt::Debug + Send + Sync {
 
     /// The tags of all structures and unions, each once, in no particular order.
     fn structures(&self) -> Box<dyn Iterator<Item = String> + '_>;
+
+    /// The tags of all enumerations, each once, in no particular order; none if the source cannot list them.
+    fn enumerations(&self) -> Box<dyn Iterator<Item = String> + '_> {
+        Box::new(core::iter::empty())
+    }
+
+    /// The type of the variable of this name, if the source describes variables.
+    fn variable(&self, name: &str) -> Option<TypeId> {
+        let _ = name;
+        None
+    }
 }
 
 impl dyn TypeSource + '_ {

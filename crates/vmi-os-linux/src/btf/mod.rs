@@ -89,12 +89,6 @@ impl Btf {
         self.types.end.max(self.strings.end)
     }
 
-    /// The variable of this name: its type. A kernel describes its per-CPU variables only.
-    pub fn variable(&self, name: &str) -> Option<TypeId> {
-        let id = self.lookup(name, |kind| kind == Kind::VAR)?;
-        self.record(id.0)?.refers_to()
-    }
-
     /// The variables of all sections, in the order of their sections.
     pub fn variables(&self) -> impl Iterator<Item = Result<Variable<'_>>> {
         (self.first_id..self.end_id()).flat_map(|id| self.section_variables(id))
@@ -180,6 +174,22 @@ impl Btf {
         names.get(..memchr::memchr(0, names)?)
     }
 
+    /// The names of this kind, each once.
+    fn tags(&self, kind: fn(Kind) -> bool) -> Box<dyn Iterator<Item = String> + '_> {
+        let own = self.names.ids().filter_map(move |id| {
+            let record = self.record(id)?;
+            let name = core::str::from_utf8(self.name(record.name())?).ok()?;
+            (kind(record.kind()) && self.lookup(name, kind) == Some(TypeId(id))).then(|| name.to_owned())
+        });
+        match &self.base {
+            Some(base) => Box::new(own.chain(base.tags(kind).filter(move |name| {
+                // A name that the module has too was counted with it.
+                self.lookup(name, kind).is_some_and(|id| id.0 < self.first_id)
+            }))),
+            None => Box::new(own),
+        }
+    }
+
     /// The lowest number of this name and kind; a module's own types come before the kernel's.
     fn lookup(&self, name: &str, kind: impl Fn(Kind) -> bool + Copy) -> Option<TypeId> {
         let own = self.names.all(name).find(|&id| {
@@ -219,18 +229,17 @@ impl TypeSource for Btf {
     }
 
     fn structures(&self) -> Box<dyn Iterator<Item = String> + '_> {
-        let own = self.names.ids().filter_map(|id| {
-            let record = self.record(id)?;
-            let name = core::str::from_utf8(self.name(record.name())?).ok()?;
-            (record.kind().is_structure() && self.find(name) == Some(TypeId(id))).then(|| name.to_owned())
-        });
-        match &self.base {
-            Some(base) => Box::new(own.chain(base.structures().filter(|name| {
-                // A tag that the module has too was counted with it.
-                self.find(name).is_some_and(|id| id.0 < self.first_id)
-            }))),
-            None => Box::new(own),
-        }
+        self.tags(Kind::is_structure)
+    }
+
+    fn enumerations(&self) -> Box<dyn Iterator<Item = String> + '_> {
+        self.tags(Kind::is_enumeration)
+    }
+
+    /// A kernel describes its per-CPU variables only.
+    fn variable(&self, name: &str) -> Option<TypeId> {
+        let id = self.lookup(name, |kind| kind == Kind::VAR)?;
+        self.record(id.0)?.refers_to()
     }
 }
 

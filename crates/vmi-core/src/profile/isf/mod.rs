@@ -6,6 +6,7 @@ mod convert;
 mod json;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use core::fmt;
 use std::io::Read;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustc_hash::FxHashMap;
 
+pub use self::write::{IsfStructure, IsfSummary, IsfType, IsfWriteError, IsfWriter};
 use crate::{ErrorKind, Result, Symbols, SymbolsBuilder, Type, TypeId, TypeSource, VirtAddr};
 
 /// The longest file that is read, in bytes, once unpacked. Those of whole Linux distributions' kernels have 10 to 35 MB.
@@ -146,12 +148,6 @@ impl Isf {
         builder.build()
     }
 
-    /// The type of the variable of this name, if the file tells it.
-    pub fn variable(&self, name: &str) -> Option<TypeId> {
-        let index = self.symbols.binary_search_by(|symbol| symbol.name.as_str().cmp(name)).ok()?;
-        self.symbols.get(index).map(|symbol| symbol.ty).filter(|ty| ty.0 != 0)
-    }
-
     /// The banner of the Linux kernel that the file describes, without the line end.
     pub fn banner(&self) -> Option<&str> {
         self.banner.as_deref()
@@ -189,6 +185,17 @@ impl TypeSource for Isf {
 
     fn structures(&self) -> Box<dyn Iterator<Item = String> + '_> {
         Box::new(self.structures.keys().cloned())
+    }
+
+    fn enumerations(&self) -> Box<dyn Iterator<Item = String> + '_> {
+        Box::new(self.enumerations.keys().cloned())
+    }
+
+    /// Files give the type `void` to symbols of which they know none.
+    fn variable(&self, name: &str) -> Option<TypeId> {
+        let index = self.symbols.binary_search_by(|symbol| symbol.name.as_str().cmp(name)).ok()?;
+        let ty = self.symbols.get(index)?.ty;
+        self.types.get(ty.0 as usize).is_some_and(|ty| *ty != Type::Void).then_some(ty)
     }
 }
 
