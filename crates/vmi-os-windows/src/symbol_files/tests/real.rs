@@ -38,8 +38,9 @@ const SYMBOLS: [&str; 6] = [
     "KdDebuggerDataBlock",
 ];
 
-/// Structures of the kernel's core, which user mode's database has too.
-const CORE: [&str; 10] = [
+/// Structures of the kernel's core, which user mode's database has too. Not `_KPRCB`: this ntdll is of a later update, in which `CoresPerPhysicalProcessor`
+/// and its neighbours have other places.
+const CORE: [&str; 9] = [
     "_EPROCESS",
     "_KPROCESS",
     "_ETHREAD",
@@ -47,7 +48,6 @@ const CORE: [&str; 10] = [
     "_PEB",
     "_TEB",
     "_KPCR",
-    "_KPRCB",
     "_HANDLE_TABLE",
     "_LDR_DATA_TABLE_ENTRY",
 ];
