@@ -3,6 +3,7 @@
 //! In Rust an event borrows its session, which borrows the machine. Here the session lives on the stack of a thread of its own: Python's
 //! objects hold the ends of channels. An event that Python lets go of closes its channel, and the thread lets the guest go on.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -137,9 +138,18 @@ pub(crate) struct Events {
 impl Events {
     pub(crate) fn new(py: Python<'_>, handle: Handle) -> PyResult<Self> {
         let shared = handle.get()?;
+        if shared.in_session.swap(true, Ordering::AcqRel) {
+            return Err(PyErr::new::<StateError, _>("this machine has an event session already: close that one first"));
+        }
         let (commands, orders) = channel();
         let (ready, began) = channel();
-        let thread = std::thread::Builder::new().name("vmi events".to_owned()).spawn(move || serve(&shared, &orders, &ready))?;
+        let of_thread = shared.clone();
+        let serve = move || {
+            serve(&of_thread, &orders, &ready);
+            of_thread.in_session.store(false, Ordering::Release);
+        };
+        let spawned = std::thread::Builder::new().name("vmi events".to_owned()).spawn(serve);
+        let thread = spawned.inspect_err(|_| shared.in_session.store(false, Ordering::Release))?;
         match py.detach(move || began.recv()) {
             Ok(began) => began.raise(py)?,
             Err(_) => return Err(PyErr::new::<DriverError, _>("the thread of the event session ended")),

@@ -1,6 +1,7 @@
 //! The handle on one machine.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use pyo3::exceptions::PyValueError;
@@ -22,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) vmi: Vmi<AnyDriver>,
     /// Whether memory is mapped into this process: short reads are a copy and need not let other threads of Python run.
     pub(crate) mapped: bool,
+    /// Whether an event session is open: two on one machine would take each other's events.
+    pub(crate) in_session: AtomicBool,
     report: Option<Py<SnapshotReport>>,
 }
 
@@ -130,7 +133,7 @@ pub(crate) struct Machine {
 impl Machine {
     fn new(vmi: Vmi<AnyDriver>, report: Option<Py<SnapshotReport>>) -> Self {
         let mapped = vmi.driver().mapping().is_some();
-        let handle = Handle::new(Shared { vmi, mapped, report });
+        let handle = Handle::new(Shared { vmi, mapped, in_session: AtomicBool::new(false), report });
         Self { memory: Memory::new(handle.clone(), Source::Physical), handle }
     }
 }

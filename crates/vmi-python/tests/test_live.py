@@ -214,7 +214,7 @@ def test_replies_with_registers(machine, guest, live):
 def test_misuse_of_events(machine, guest, live):
     at = guest.symbols[FUNCTION]
     events = machine.events()
-    with pytest.raises(vmi.Error):
+    with pytest.raises(vmi.StateError):
         machine.events()  # one session at a time
     events.breakpoint(at)
     with InGuest(live, "actor call personality 3"):
