@@ -32,7 +32,8 @@
 //! - [`x86`] holds registers, paging modes and page walks;
 //! - [`file`](mod@file) holds the memory image formats, for reading and writing;
 //! - [`kvm`] holds running guests of QEMU: how they are found, read, written, stopped and trapped;
-//! - [`linux`] holds Linux guests: discovery, symbols, types, and the objects in depth.
+//! - [`linux`] holds Linux guests: discovery, symbols, types, and the objects in depth;
+//! - [`windows`] holds Windows guests: the same, and symbol files.
 #![forbid(unsafe_code)]
 // The workspace's lint table is for libraries; in this package it would bind the examples too.
 #![deny(
@@ -46,13 +47,15 @@
 
 mod any_driver;
 mod attach;
+mod attach_options;
 mod open;
 mod options;
 mod target;
 mod targets;
 
 pub use any_driver::AnyDriver;
-pub use attach::{AttachError, Attempt, attach};
+pub use attach::{AttachError, Attempt, attach, attach_with};
+pub use attach_options::{AttachOptions, SymbolsError};
 pub use open::{OpenError, open, open_with};
 pub use options::Options;
 pub use target::{BackEnd, Target};
@@ -63,6 +66,7 @@ pub use vmi_core::*;
 pub use vmi_driver_file as file;
 pub use vmi_driver_kvm as kvm;
 pub use vmi_os_linux as linux;
+pub use vmi_os_windows as windows;
 
 /// What a tool usually imports: the traits whose methods it calls, and the types they speak of.
 pub mod prelude {

@@ -10,6 +10,8 @@ mod schema;
 #[path = "../examples/common/text.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod text;
+#[path = "examples/windows.rs"]
+mod windows;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -35,6 +37,9 @@ const LISTS: [(&str, &[&str], &str); 11] = [
 
 /// The schemas of lists that need a running guest: `tests/live` compares them.
 const LIVE_LISTS: [&str; 5] = ["event", "guest", "snapshot", "trace", "written"];
+
+/// The schemas of lists of Windows guests; see [`windows`].
+const WINDOWS_LISTS: [&str; 6] = ["handle", "hive", "needed-symbols", "process-view", "registry-entry", "windows-kernel"];
 
 /// The lists that need an operating system in the image.
 fn guest_lists() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
@@ -74,7 +79,7 @@ fn every_list_is_as_its_schema_says() {
 fn the_documentation_names_what_the_schemas_name() {
     let pages = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
     let lists = LISTS.iter().map(|(_, _, schema)| *schema);
-    let listed: BTreeSet<_> = lists.chain(["dump"]).chain(LIVE_LISTS).map(str::to_owned).collect();
+    let listed: BTreeSet<_> = lists.chain(["dump"]).chain(LIVE_LISTS).chain(WINDOWS_LISTS).map(str::to_owned).collect();
     assert_eq!(schema::names(), listed, "one schema for each list");
     for name in listed {
         let start = pages.find(&format!("(schema/{name}.json)")).unwrap_or_else(|| panic!("json.md does not mention {name}"));

@@ -9,14 +9,13 @@ use core::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use vmi::file::{OpenOptions, RawMap};
 use vmi::kvm::{self, Road};
-use vmi::linux::{Linux, discover, symbol_files};
-use vmi::{AnyDriver, Guest, Target, Vmi};
+use vmi::windows::{SymbolFile, Windows, discover};
+use vmi::{AnyDriver, AttachOptions, Guest, Target, Vmi};
 
 use self::table::{Column, Table};
 
@@ -60,7 +59,7 @@ pub struct Common {
     #[arg(long, value_name = "ROAD")]
     road: Option<Road>,
 
-    /// What describes the kernel, if it does not describe itself: System.map, vmlinux, BTF or Volatility symbol file; more than once
+    /// What describes the kernel: System.map, vmlinux, BTF, PDB or Volatility symbol file, or a directory with symbol files of Windows; more than once
     /// for several
     #[arg(long, value_name = "FILE")]
     symbols: Vec<PathBuf>,
@@ -83,23 +82,32 @@ impl Common {
 
     /// Finds out which operating system is inside, and notes what is to be known about that.
     pub fn attach<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Box<dyn Guest + 'v>> {
-        let guest = if self.symbols.is_empty() { vmi::attach(vmi)? } else { Box::new(self.linux(vmi)?) };
+        let options = self.symbols.iter().try_fold(AttachOptions::new(), AttachOptions::symbols)?;
+        let guest = vmi::attach_with(vmi, &options)?;
+        self.note_all(&*guest);
+        Ok(guest)
+    }
+
+    /// Attaches to a Windows guest, and notes what is to be known about that.
+    pub fn attach_windows<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Windows<'v, AnyDriver>> {
+        let mut options = discover::Options::default();
+        for path in &self.symbols {
+            if path.is_dir() {
+                options.store = options.store.with_directory(path);
+            } else {
+                options = options.file(SymbolFile::open(path).with_context(|| format!("--symbols {}", path.display()))?);
+            }
+        }
+        let windows = Windows::with_kernel(vmi, discover::find_with(vmi, &options)?)?;
+        self.note_all(&windows);
+        Ok(windows)
+    }
+
+    fn note_all(&self, guest: &dyn Guest) {
         self.note(guest.version());
         for remark in guest.remarks() {
             self.note(remark);
         }
-        Ok(guest)
-    }
-
-    /// A Linux guest, by the symbol files that are given.
-    fn linux<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<Linux<'v, AnyDriver>> {
-        let mut options = discover::Options::default();
-        for path in &self.symbols {
-            let file = symbol_files::open(path).with_context(|| format!("--symbols {}", path.display()))?;
-            options.symbols = file.symbols.map(Arc::new).or(options.symbols);
-            options.types = file.types.or(options.types);
-        }
-        Ok(Linux::with_kernel(vmi, discover::find_with(vmi, &options)?)?)
     }
 
     /// Where rows go: an aligned table, or JSON if that is asked for.

@@ -1,5 +1,6 @@
 //! Rows as an aligned table or as a JSON array, printed one by one: memory does not grow with their number.
 
+use core::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
@@ -45,6 +46,11 @@ impl Table {
 
     /// Prints a row, or on standard error why it could not be read.
     pub fn row<R: Row>(&mut self, row: vmi::Result<R>) -> anyhow::Result<()> {
+        self.row_or(row)
+    }
+
+    /// As [`Table::row`], of what fails with an error of another kind.
+    pub fn row_or<R: Row>(&mut self, row: Result<R, impl Display>) -> anyhow::Result<()> {
         match row {
             Ok(row) => {
                 self.start()?;

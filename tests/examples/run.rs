@@ -38,6 +38,11 @@ impl Run {
         self
     }
 
+    pub(crate) fn env(mut self, variable: &str, value: impl AsRef<OsStr>) -> Self {
+        self.0.env(variable, value);
+        self
+    }
+
     /// Sends standard error to a file instead of the output.
     pub(crate) fn stderr(mut self, file: File) -> Self {
         self.0.stderr(file);

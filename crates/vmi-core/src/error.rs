@@ -37,6 +37,14 @@ pub enum ErrorKind {
     /// A virtual address that the guest's page tables do not map.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// Virtual memory that exists, but is in no page of memory now: the system has put its contents elsewhere, or has not made the page yet.
+    #[error("the page at {at} is not in memory: {why}")]
+    PagedOut {
+        /// An address in the page.
+        at: VirtAddr,
+        /// Where its contents are instead, in words: `in page file 0 at offset 0x3000`.
+        why: String,
+    },
     /// The range leaves the 64-bit address range.
     #[error("a range of {len} bytes at {at:#x} leaves the address range")]
     OutOfRange {
@@ -181,10 +189,10 @@ impl Error {
         self
     }
 
-    /// Whether the memory asked for is not there (a hole or a page fault), rather than out of reach for another reason.
-    /// Such a failure can be padded over; the others cannot.
+    /// Whether the memory asked for is not there (a hole, a page fault, a page that is paged out), rather than out of reach for another
+    /// reason. Such a failure can be padded over; the others cannot.
     pub fn is_absent(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Hole { .. } | ErrorKind::Fault(_))
+        matches!(self.kind(), ErrorKind::Hole { .. } | ErrorKind::Fault(_) | ErrorKind::PagedOut { .. })
     }
 
     /// A structure of the guest that contradicts itself.

@@ -65,6 +65,7 @@ fn may_pass(error: &Error) -> bool {
         error.kind(),
         ErrorKind::Hole { .. }
             | ErrorKind::Fault(_)
+            | ErrorKind::PagedOut { .. }
             | ErrorKind::OutOfRange { .. }
             | ErrorKind::Unterminated { .. }
             | ErrorKind::Corrupt { .. }

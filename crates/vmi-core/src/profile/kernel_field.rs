@@ -61,6 +61,18 @@ impl KernelField {
         byte.wrapping_shr(lowest) & mask
     }
 
+    /// The value of the member in the little-endian number `bytes` that was read at its offset: of a bitfield its bits, of any other number the
+    /// bytes that are its own. Members of more than 8 bytes are cut off.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoType`] if there is no such member, or nothing but its place is known.
+    pub fn number(self, bytes: u64) -> Result<u64> {
+        let field = self.field.filter(|field| field.size != 0).ok_or_else(|| self.missing())?;
+        let (lowest, width) = field.bits.unwrap_or((0, u32::try_from(field.size.saturating_mul(8)).unwrap_or(u32::MAX)));
+        let mask = 1u64.checked_shl(width).map_or(u64::MAX, |above| above.wrapping_sub(1));
+        Ok(bytes.checked_shr(lowest).unwrap_or(0) & mask)
+    }
+
     #[cold]
     fn missing(self) -> crate::Error {
         let why = "the type information of this guest does not describe it; \

@@ -12,6 +12,7 @@
 //! make it lie.
 
 mod build_match;
+mod common;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,8 @@ mod types;
 pub use build_match::{BuildMatch, Disagreement};
 
 use crate::PdbIdentity;
-use table::{Entry, Places};
+use table::Entry;
+pub(crate) use table::Places;
 use types::Types;
 
 /// The structures of a kernel in the built-in table, or those on which several kernels agree.

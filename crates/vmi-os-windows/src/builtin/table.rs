@@ -29,9 +29,9 @@ pub(super) struct Entry {
 
 /// Places of a structure's members as one line of the table has them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Places {
-    pub(super) size: Option<u64>,
-    pub(super) members: Vec<(&'static str, u64)>,
+pub(crate) struct Places {
+    pub(crate) size: Option<u64>,
+    pub(crate) members: Vec<(&'static str, u64)>,
 }
 
 /// All kernels in the order of the file.
