@@ -59,6 +59,11 @@ class FaultError(AbsentError):
     entry: int
     reason: str
 
+class PagedOutError(AbsentError):
+    """Virtual memory that exists, but is in no page of memory now."""
+
+    why: str
+
 class ReadOnlyError(Error):
     """Memory that can be read but not written."""
 

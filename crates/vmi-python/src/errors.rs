@@ -15,6 +15,7 @@ create_exception!(
     AbsentError,
     "The page tables do not map the `address`: see `root`, `level`, `entry_address`, `entry`, `reason`."
 );
+create_exception!(vmi, PagedOutError, AbsentError, "The page at `address` is not in memory: `why`.");
 create_exception!(vmi, ReadOnlyError, Error, "Memory at `address` can be read but not written.");
 create_exception!(vmi, OutOfRangeError, Error, "A range of `length` bytes at `address` leaves the address range.");
 create_exception!(vmi, UnterminatedError, Error, "The string at `address` has no end within `limit` bytes.");
@@ -111,6 +112,7 @@ fn instance<'py>(py: Python<'py>, error: &vmi::Error) -> PyResult<Bound<'py, PyA
             .with("entry_address", fault.entry_at.get())?
             .with("entry", fault.entry)?
             .with("reason", fault.kind.to_string())?,
+        ErrorKind::PagedOut { at, why } => new(py.get_type::<PagedOutError>())?.with("address", at.get())?.with("why", why)?,
         ErrorKind::OutOfRange { at, len } => new(py.get_type::<OutOfRangeError>())?.with("address", *at)?.with("length", *len)?,
         ErrorKind::Unterminated { at, limit } => {
             new(py.get_type::<UnterminatedError>())?.with("address", *at)?.with("limit", *limit)?
@@ -163,9 +165,4 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     message
-}
-
-/// An object of this guest's system only.
-pub(crate) fn only_on(system: &str, what: &str) -> PyErr {
-    PyErr::new::<UnsupportedError, _>(format!("{what}: known for {system} guests only"))
 }

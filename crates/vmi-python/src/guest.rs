@@ -6,76 +6,23 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use self_cell::self_cell;
-use vmi::linux::{Linux, discover, symbol_files};
-use vmi::{AnyDriver, PhysAddr, TypeId, TypeSource, VcpuId, VirtAddr};
+use vmi::{PhysAddr, TypeId, TypeSource, VcpuId, VirtAddr};
 
 use crate::address;
-use crate::errors::{NoTypeError, Raise, with_causes};
+use crate::errors::Raise;
+use crate::layer::Layer;
 use crate::layouts::Layout;
 use crate::machine::{Handle, Shared};
 use crate::memory::{Memory, Source, Translation};
 use crate::process::Process;
 use crate::rows::{Row, Rows};
+use crate::search;
 use crate::symbols::Symbols;
 use crate::types::Types;
 use crate::values::{Scope, Struct};
 
-/// The systems that are told apart: a new one is a variant here, and a line in each of the methods.
-pub(crate) enum System<'v> {
-    Linux(Box<Linux<'v, AnyDriver>>),
-}
-
-impl<'v> System<'v> {
-    fn attach(shared: &'v Shared, symbols: &[PathBuf]) -> Result<Self, String> {
-        let vmi = &shared.vmi;
-        let linux = || -> Result<Linux<'v, AnyDriver>, Box<dyn std::error::Error + Send + Sync>> {
-            let mut options = discover::Options::default();
-            for path in symbols {
-                let file = symbol_files::open(path)?;
-                options.symbols = file.symbols.map(Arc::new).or(options.symbols);
-                options.types = file.types.or(options.types);
-            }
-            Ok(Linux::with_kernel(vmi, discover::find_with(vmi, &options)?)?)
-        };
-        let failed = match linux() {
-            Ok(linux) => return Ok(Self::Linux(Box::new(linux))),
-            Err(error) => format!("Linux: {}", with_causes(&*error)),
-        };
-        Err(format!("{}: no operating system was recognised\n{failed}", vmi.machine().name))
-    }
-
-    /// The guest, if it is a Linux one.
-    pub(crate) fn linux(&self) -> Option<&Linux<'v, AnyDriver>> {
-        match self {
-            Self::Linux(linux) => Some(linux),
-        }
-    }
-
-    fn guest(&self) -> &dyn vmi::Guest {
-        match self {
-            Self::Linux(linux) => &**linux,
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Linux(_) => "linux",
-        }
-    }
-
-    fn types(&self) -> Option<&dyn TypeSource> {
-        match self {
-            Self::Linux(linux) => Some(linux.types()),
-        }
-    }
-
-    /// The structure of a process and of a thread.
-    fn structures(&self) -> (&'static str, &'static str) {
-        match self {
-            Self::Linux(_) => ("task_struct", "task_struct"),
-        }
-    }
-}
+/// The layer of the system that was found. As a trait object it is covariant in the borrow, whatever the layer keeps.
+pub(crate) type System<'v> = Box<dyn Layer + 'v>;
 
 self_cell!(
     struct Cell {
@@ -94,30 +41,24 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    pub(crate) fn system(&self) -> &System<'_> {
-        self.cell.borrow_dependent()
+    pub(crate) fn layer(&self) -> &dyn Layer {
+        &**self.cell.borrow_dependent()
     }
 
     pub(crate) fn guest(&self) -> &dyn vmi::Guest {
-        self.system().guest()
+        self.layer()
     }
 
-    pub(crate) fn types(&self) -> Option<&dyn TypeSource> {
-        self.system().types()
+    pub(crate) fn types(&self) -> &dyn TypeSource {
+        self.layer().types()
     }
 
     pub(crate) fn structure_of_process(&self) -> &'static str {
-        self.system().structures().0
+        self.layer().structures().0
     }
 
     pub(crate) fn structure_of_thread(&self) -> &'static str {
-        self.system().structures().1
-    }
-
-    /// The guest's types.
-    pub(crate) fn require_types(&self) -> PyResult<&dyn TypeSource> {
-        let missing = || PyErr::new::<NoTypeError, _>("nothing describes the types of this guest");
-        self.types().ok_or_else(missing)
+        self.layer().structures().1
     }
 
     /// The address that a number or a symbol names.
@@ -140,7 +81,7 @@ pub(crate) struct Guest {
 impl Guest {
     /// Finds the system. A string says why there is none.
     pub(crate) fn attach(handle: Handle, shared: Arc<Shared>, symbols: &[PathBuf]) -> Result<Self, String> {
-        let cell = Cell::try_new(shared, |shared| System::attach(shared, symbols))?;
+        let cell = Cell::try_new(shared, |shared| search::find(&shared.vmi, symbols))?;
         let attached = Arc::new(Attached { handle: handle.clone(), cell, layouts: Mutex::default() });
         Ok(Self { kernel: Memory::new(handle, Source::Kernel(attached.clone())), attached })
     }
@@ -170,11 +111,11 @@ pub(crate) fn collect<T>(rows: vmi::Rows<'_, T>, of: impl Fn(T) -> Row) -> Vec<v
 
 #[pymethods]
 impl Guest {
-    /// The system: "linux".
+    /// The system: "linux" or "windows".
     #[getter]
     fn system(&self) -> PyResult<&'static str> {
         self.attached.handle.check()?;
-        Ok(self.attached.system().name())
+        Ok(self.attached.layer().system())
     }
 
     /// The system and its version in one line.
@@ -207,7 +148,6 @@ impl Guest {
     #[getter]
     fn types(&self) -> PyResult<Types> {
         self.attached.handle.check()?;
-        self.attached.require_types()?;
         Ok(Types::new(self.attached.clone()))
     }
 
@@ -299,7 +239,7 @@ impl Guest {
     /// The structure `name` whose member `member` is at `at`, as C's container_of.
     fn container_of(&self, py: Python<'_>, at: &Bound<'_, PyAny>, name: &str, member: &str) -> PyResult<Struct> {
         let at = self.attached.place(py, at)?;
-        let field = self.attached.require_types()?.field(name, member).raise(py)?;
+        let field = self.attached.types().field(name, member).raise(py)?;
         let start = VirtAddr::new(at).wrapping_sub(field.offset).get();
         Struct::named(py, &Scope { guest: self.attached.clone(), memory: self.kernel.clone() }, name, start)
     }

@@ -184,9 +184,8 @@ impl Memory {
             }
             let Source::Process { guest, .. } = &self.0.source else { return Ok(Kept::Nothing) };
             // The memory borrows the machine alone, so it is looked for through the roots that the guest tells.
-            let Some(linux) = guest.system().linux() else { return Ok(Kept::Nothing) };
-            let kernel = linux.kernel().clone();
-            let again = vmi::linux::Linux::with_kernel(&shared.vmi, kernel);
+            let Some(kernel) = guest.layer().linux_kernel() else { return Ok(Kept::Nothing) };
+            let again = vmi::linux::Linux::with_kernel(&shared.vmi, kernel.clone());
             let again = again.map_err(|_| vmi::Error::from(vmi::ErrorKind::NoObject { what: "kernel".to_owned() }))?;
             Ok(again.process(pid)?.memory()?.map_or(Kept::Nothing, |memory| Kept::Process(Box::new(memory))))
         })?;
@@ -372,7 +371,7 @@ impl Memory {
     fn read_pointer(&self, py: Python<'_>, at: &Bound<'_, PyAny>) -> PyResult<u64> {
         let narrow = match (&self.0.source, self.guest()) {
             (Source::Tables { mode, .. }, _) => !mode.is_long(),
-            (_, Some((guest, _))) => guest.types().is_some_and(|types| types.pointer_size() == 4),
+            (_, Some((guest, _))) => guest.types().pointer_size() == 4,
             (_, None) => false,
         };
         let at = self.at(py, at)?;

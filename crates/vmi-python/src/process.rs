@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use vmi::linux::Task;
-use vmi::{AnyDriver, ErrorKind, VirtAddr};
+use vmi::VirtAddr;
 
-use crate::errors::{Raise, only_on};
+use crate::errors::Raise;
 use crate::guest::{Attached, collect};
 use crate::memory::{Memory, Source};
 use crate::rows::{Row, Rows, datetime};
@@ -30,24 +29,6 @@ impl Process {
     pub(crate) fn roots(&self, py: Python<'_>) -> PyResult<Vec<vmi::PhysAddr>> {
         self.guest.handle.check()?;
         Ok(py.detach(|| self.guest.guest().page_tables(&self.row)))
-    }
-
-    /// Reads the task of a Linux guest, which still must be this process before and after.
-    fn task<T: Send>(&self, py: Python<'_>, read: impl Fn(&Task<'_, '_, AnyDriver>) -> vmi::Result<T> + Sync) -> PyResult<T> {
-        self.guest.handle.check()?;
-        let linux = self.guest.system().linux().ok_or_else(|| only_on("Linux", "this field"))?;
-        py.detach(|| {
-            let task = linux.task_at(self.row.object);
-            let same = || match task.tgid() {
-                Ok(pid) if pid == self.row.pid => Ok(()),
-                _ => Err(vmi::Error::from(ErrorKind::Gone { what: format!("process {}", self.row.pid) })),
-            };
-            same()?;
-            let value = read(&task);
-            same()?;
-            value
-        })
-        .raise(py)
     }
 }
 
@@ -131,7 +112,7 @@ impl Process {
         self.memory.clone()
     }
 
-    /// Its structure in kernel memory: task_struct of a Linux guest.
+    /// Its structure in kernel memory: task_struct of a Linux guest, _EPROCESS of a Windows one.
     #[getter(r#struct)]
     fn structure(&self, py: Python<'_>) -> PyResult<Struct> {
         let kernel = Memory::new(self.guest.handle.clone(), Source::Kernel(self.guest.clone()));
@@ -159,14 +140,16 @@ impl Process {
         Ok(Rows::new(self.guest.clone(), rows, on_error))
     }
 
-    /// The environment that it was started with, "NAME=value" each. Linux guests.
+    /// The environment, "NAME=value" each: under Linux the one that it was started with. None for a process without.
     fn environment(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        self.task(py, |task| task.environment())
+        self.guest.handle.check()?;
+        py.detach(|| self.guest.layer().environment(&self.row)).raise(py)
     }
 
-    /// Path of the program that it runs; `None` for a kernel thread. Linux guests.
+    /// Path of the program that it runs, as the kernel knows it; `None` if it has none.
     fn executable(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        self.task(py, |task| task.executable())
+        self.guest.handle.check()?;
+        py.detach(|| self.guest.layer().executable(&self.row)).raise(py)
     }
 
     /// The attributes as a dictionary.
@@ -236,7 +219,7 @@ impl Thread {
         self.row.object.get()
     }
 
-    /// Its structure in kernel memory: task_struct of a Linux guest.
+    /// Its structure in kernel memory: task_struct of a Linux guest, _ETHREAD of a Windows one.
     #[getter(r#struct)]
     fn structure(&self, py: Python<'_>) -> PyResult<Struct> {
         let kernel = Memory::new(self.guest.handle.clone(), Source::Kernel(self.guest.clone()));
