@@ -51,6 +51,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         AbsentError,
         HoleError,
         FaultError,
+        PagedOutError,
         ReadOnlyError,
         OutOfRangeError,
         UnterminatedError,
