@@ -1,0 +1,253 @@
+//! The operating system inside a machine.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use pyo3::prelude::*;
+use self_cell::self_cell;
+use vmi::{PhysAddr, TypeId, TypeSource, VcpuId, VirtAddr};
+
+use crate::address;
+use crate::errors::Raise;
+use crate::layer::Layer;
+use crate::layouts::Layout;
+use crate::machine::{Handle, Shared};
+use crate::memory::{Memory, Source, Translation};
+use crate::process::Process;
+use crate::rows::{Row, Rows};
+use crate::search;
+use crate::symbols::Symbols;
+use crate::types::Types;
+use crate::values::{Scope, Struct};
+
+/// The layer of the system that was found. As a trait object it is covariant in the borrow, whatever the layer keeps.
+pub(crate) type System<'v> = Box<dyn Layer + 'v>;
+
+self_cell!(
+    struct Cell {
+        owner: Arc<Shared>,
+        #[covariant]
+        dependent: System,
+    }
+);
+
+/// A guest together with the machine that it borrows.
+pub(crate) struct Attached {
+    pub(crate) handle: Handle,
+    cell: Cell,
+    /// Layouts of structures that were asked for: a program asks for few, again and again.
+    pub(crate) layouts: Mutex<HashMap<TypeId, Arc<Layout>>>,
+}
+
+impl Attached {
+    pub(crate) fn layer(&self) -> &dyn Layer {
+        &**self.cell.borrow_dependent()
+    }
+
+    pub(crate) fn guest(&self) -> &dyn vmi::Guest {
+        self.layer()
+    }
+
+    pub(crate) fn types(&self) -> &dyn TypeSource {
+        self.layer().types()
+    }
+
+    pub(crate) fn structure_of_process(&self) -> &'static str {
+        self.layer().structures().0
+    }
+
+    pub(crate) fn structure_of_thread(&self) -> &'static str {
+        self.layer().structures().1
+    }
+
+    /// The address that a number or a symbol names.
+    pub(crate) fn place(&self, py: Python<'_>, at: &Bound<'_, PyAny>) -> PyResult<u64> {
+        self.handle.check()?;
+        let Some(text) = address::text(at)? else { return address::number(at) };
+        let (name, offset) = address::symbol_and_offset(&text)?;
+        let symbol = py.detach(|| self.guest().symbols().address(name)).raise(py)?;
+        Ok(symbol.wrapping_add(offset).get())
+    }
+}
+
+/// An operating system that was found in a machine.
+#[pyclass(frozen, module = "vmi")]
+pub(crate) struct Guest {
+    attached: Arc<Attached>,
+    kernel: Memory,
+}
+
+impl Guest {
+    /// Finds the system. A string says why there is none.
+    pub(crate) fn attach(handle: Handle, shared: Arc<Shared>, symbols: &[PathBuf]) -> Result<Self, String> {
+        let cell = Cell::try_new(shared, |shared| search::find(&shared.vmi, symbols))?;
+        let attached = Arc::new(Attached { handle: handle.clone(), cell, layouts: Mutex::default() });
+        Ok(Self { kernel: Memory::new(handle, Source::Kernel(attached.clone())), attached })
+    }
+
+    /// The system, if the machine is open.
+    fn open(&self) -> PyResult<&dyn vmi::Guest> {
+        self.attached.handle.check()?;
+        Ok(self.attached.guest())
+    }
+
+    fn list(
+        &self,
+        py: Python<'_>,
+        on_error: Option<Py<PyAny>>,
+        read: impl FnOnce(&Attached) -> Vec<vmi::Result<Row>> + Send,
+    ) -> PyResult<Rows> {
+        self.attached.handle.check()?;
+        let rows = py.detach(|| read(&self.attached));
+        Ok(Rows::new(self.attached.clone(), rows, on_error))
+    }
+}
+
+/// Rows of one kind as rows of any kind.
+pub(crate) fn collect<T>(rows: vmi::Rows<'_, T>, of: impl Fn(T) -> Row) -> Vec<vmi::Result<Row>> {
+    rows.map(|row| row.map(&of)).collect()
+}
+
+#[pymethods]
+impl Guest {
+    /// The system: "linux" or "windows".
+    #[getter]
+    fn system(&self) -> PyResult<&'static str> {
+        self.attached.handle.check()?;
+        Ok(self.attached.layer().system())
+    }
+
+    /// The system and its version in one line.
+    #[getter]
+    fn version(&self) -> PyResult<String> {
+        Ok(self.open()?.version())
+    }
+
+    /// What is remarkable about how this guest was read, one sentence each.
+    #[getter]
+    fn remarks(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        self.attached.handle.check()?;
+        Ok(py.detach(|| self.attached.guest().remarks()))
+    }
+
+    /// The kernel's memory.
+    #[getter]
+    fn kernel(&self) -> Memory {
+        self.kernel.clone()
+    }
+
+    /// The kernel's symbols, its modules' included.
+    #[getter]
+    fn symbols(&self, py: Python<'_>) -> PyResult<Symbols> {
+        self.attached.handle.check()?;
+        Ok(Symbols::new(py, self.attached.clone()))
+    }
+
+    /// Layouts of the kernel's structures.
+    #[getter]
+    fn types(&self) -> PyResult<Types> {
+        self.attached.handle.check()?;
+        Ok(Types::new(self.attached.clone()))
+    }
+
+    /// The processes, kernel ones included. `on_error` is called with the exception of a row that cannot be read, which else is raised
+    /// in its place; the iteration can go on after it.
+    #[pyo3(signature = (*, on_error=None))]
+    fn processes(&self, py: Python<'_>, on_error: Option<Py<PyAny>>) -> PyResult<Rows> {
+        self.list(py, on_error, |attached| collect(attached.guest().processes(), Row::Process))
+    }
+
+    /// All threads of all processes.
+    #[pyo3(signature = (*, on_error=None))]
+    fn threads(&self, py: Python<'_>, on_error: Option<Py<PyAny>>) -> PyResult<Rows> {
+        self.list(py, on_error, |attached| collect(attached.guest().threads(), Row::Thread))
+    }
+
+    /// The loaded kernel modules.
+    #[pyo3(signature = (*, on_error=None))]
+    fn modules(&self, py: Python<'_>, on_error: Option<Py<PyAny>>) -> PyResult<Rows> {
+        self.list(py, on_error, |attached| collect(attached.guest().modules(), Row::Module))
+    }
+
+    /// The memory areas of a process, ascending.
+    #[pyo3(signature = (pid, *, on_error=None))]
+    fn memory_areas(&self, py: Python<'_>, pid: u32, on_error: Option<Py<PyAny>>) -> PyResult<Rows> {
+        self.list(py, on_error, move |attached| collect(attached.guest().memory_areas(pid), Row::MemoryArea))
+    }
+
+    /// The kernel's log, oldest record first.
+    #[pyo3(signature = (*, on_error=None))]
+    fn kernel_log(&self, py: Python<'_>, on_error: Option<Py<PyAny>>) -> PyResult<Rows> {
+        self.list(py, on_error, |attached| collect(attached.guest().kernel_log(), Row::LogRecord))
+    }
+
+    /// The process with this id; NoObjectError if there is none.
+    fn process(&self, py: Python<'_>, pid: u32) -> PyResult<Process> {
+        self.attached.handle.check()?;
+        let found = py.detach(|| {
+            let mut failed = None;
+            for row in self.attached.guest().processes() {
+                match row {
+                    Ok(process) if process.pid == pid => return Ok(process),
+                    Ok(_) => {}
+                    Err(error) => failed = Some(error),
+                }
+            }
+            Err(failed.unwrap_or_else(|| vmi::ErrorKind::NoObject { what: format!("process {pid}") }.into()))
+        });
+        Ok(Process::new(self.attached.clone(), found.raise(py)?))
+    }
+
+    /// The process that a vCPU runs. Certain only while the guest stands still.
+    #[pyo3(signature = (vcpu=0))]
+    fn running_on(&self, py: Python<'_>, vcpu: u32) -> PyResult<Process> {
+        self.attached.handle.check()?;
+        let found = py.detach(|| self.attached.guest().running_on(VcpuId(vcpu))).raise(py)?;
+        Ok(Process::new(self.attached.clone(), found))
+    }
+
+    /// The process whose page tables start at `root`; `None` if none does.
+    fn process_of(&self, py: Python<'_>, root: u64) -> PyResult<Option<Process>> {
+        self.attached.handle.check()?;
+        let found = py.detach(|| self.attached.guest().process_of(PhysAddr::new(root))).raise(py)?;
+        Ok(found.map(|process| Process::new(self.attached.clone(), process)))
+    }
+
+    /// Where a virtual address lies: in a process if `pid` names one, else in the kernel. Takes symbols too.
+    #[pyo3(signature = (at, pid=None))]
+    fn translate(&self, py: Python<'_>, at: &Bound<'_, PyAny>, pid: Option<u32>) -> PyResult<Translation> {
+        let at = self.attached.place(py, at)?;
+        let found = py.detach(|| self.attached.guest().translate(pid, VirtAddr::new(at)));
+        Ok(found.raise(py)?.into())
+    }
+
+    /// The structure or union `name` at `at`, a number or a symbol, whose members are attributes. `memory` is the kernel's if not given.
+    #[pyo3(name = "struct", signature = (name, at, memory=None))]
+    fn structure(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        at: &Bound<'_, PyAny>,
+        memory: Option<&Bound<'_, Memory>>,
+    ) -> PyResult<Struct> {
+        let at = self.attached.place(py, at)?;
+        let memory = memory.map_or_else(|| self.kernel.clone(), |memory| memory.get().clone());
+        Struct::named(py, &Scope { guest: self.attached.clone(), memory }, name, at)
+    }
+
+    /// The structure `name` whose member `member` is at `at`, as C's container_of.
+    fn container_of(&self, py: Python<'_>, at: &Bound<'_, PyAny>, name: &str, member: &str) -> PyResult<Struct> {
+        let at = self.attached.place(py, at)?;
+        let field = self.attached.types().field(name, member).raise(py)?;
+        let start = VirtAddr::new(at).wrapping_sub(field.offset).get();
+        Struct::named(py, &Scope { guest: self.attached.clone(), memory: self.kernel.clone() }, name, start)
+    }
+
+    fn __repr__(&self) -> String {
+        match self.open() {
+            Ok(guest) => format!("<vmi.Guest {}>", guest.version()),
+            Err(_) => "<vmi.Guest, closed>".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+"""What mypy --strict checks: the stubs as a program uses them."""
+
+from pathlib import Path
+
+import vmi
+
+
+def processes(target: str | Path) -> list[tuple[int, str]]:
+    with vmi.open(target) as machine:
+        guest: vmi.Guest = machine.attach()
+        rows = [(process.pid, process.name) for process in guest.processes()]
+        names: list[str] = [module.name for module in guest.modules(on_error=print)]
+        areas = [(area.start, area.end) for area in guest.process(1).memory_areas()]
+        task = guest.struct("task_struct", "init_task")
+        pid: int = task.pid
+        data, padded = machine.zread(0, 16)
+        first: tuple[int, int] | None = padded[0] if padded else None
+        view: memoryview = machine.view(0, 4096)
+        buffer = bytearray(16)
+        guest.kernel.read_into("init_task", buffer)
+        vmi.to_dicts(guest.kernel_log())
+        print(names, areas, pid, data, first, len(view), guest.symbols["init_task"])
+        return rows
+
+
+def trace(target: str, name: str) -> int:
+    with vmi.open(target) as machine, machine.events() as events:
+        guest = machine.attach()
+        trap: int = events.breakpoint(guest.symbols[name], within=guest.process(1))
+        try:
+            for event in events:
+                registers = event.registers
+                registers.rax = 0
+                event.resume(registers)
+                if event.trap == trap:
+                    break
+        except vmi.FaultError as error:
+            print(error.address, error.done, error.reason)
+        with machine.pause(), machine.snapshot() as frozen:
+            report = frozen.snapshot_report
+            print(report.stood_still if report is not None else None)
+        return events.passed_over
