@@ -119,7 +119,6 @@ fn windows_7() {
 }
 
 #[test]
-#[ignore = "discovery refuses a guest whose only vCPU is in user mode on shadow tables"]
 fn user_mode_with_shadow_tables() {
     check("win10_x64_17763", &LiveOptions { kva_shadow: true, user_one_in: 1, ..LiveOptions::default() });
 }

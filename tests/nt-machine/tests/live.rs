@@ -76,7 +76,7 @@ fn user_mode_with_shadow_tables() {
     let Some((live, mut running, _directory)) = start("win10_x64_17763", &options) else { return };
     let shadows: Vec<u64> = live.machine.processes().map(|(_, process)| process.user_dtb).filter(|shadow| *shadow != 0).collect();
     assert!(shadows.len() > 32);
-    let mut seen = 0;
+    let (mut seen, mut entering) = (0, 0);
     for _ in 0..40 {
         running.pause().unwrap();
         let arguments = serde_json::json!({"command-line": "info registers"});
@@ -88,11 +88,13 @@ fn user_mode_with_shadow_tables() {
             assert!(shadows.contains(&cr3), "{cr3:#x}");
             seen += 1;
         } else {
-            assert!(!shadows.contains(&cr3), "{cr3:#x}");
+            // The first instructions of the kernel still run on the shadow.
+            entering += usize::from(shadows.contains(&cr3));
         }
         running.resume().unwrap();
         thread::sleep(time::Duration::from_millis(17));
     }
     assert!(seen > 10, "user mode was seen {seen} times");
+    assert!(entering < 10, "the kernel was seen on shadow tables {entering} times");
     println!("user mode: {seen} of 40");
 }

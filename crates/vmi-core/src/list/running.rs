@@ -102,13 +102,16 @@ impl<D: Driver, I: Fn(VirtAddr) -> Result<u32>> Walk<'_, '_, D, I> {
     }
 }
 
-/// Whether the node at `node` is in its list: the node behind it leads back to it. Only a running guest can tell no.
+/// Whether the node at `node` is in its list: the node behind it leads back to it, or the node before it leads on to it. Only a running guest can
+/// tell no.
+///
+/// A node that was taken out has neither: the neighbours that it still names lead past it. Both are asked, since one of them may go away
+/// meanwhile.
 pub fn holds<D: Driver>(space: &AddressSpace<'_, D>, node: VirtAddr) -> bool {
-    /// The node behind may go away between the two reads.
-    const TRIES: usize = 4;
-    let leads_back = || {
-        let next = space.read_pointer(node)?;
-        Ok::<_, Error>(space.read_pointer(next.wrapping_add(space.mode().pointer_size() as u64))? == node)
-    };
-    !crate::live::runs(space.vmi()) || (0..TRIES).any(|_| leads_back().unwrap_or(false))
+    /// Both neighbours may be about to change.
+    const TRIES: usize = 8;
+    let back = |node: VirtAddr| node.wrapping_add(space.mode().pointer_size() as u64);
+    let leads_back = || Ok::<_, Error>(space.read_pointer(back(space.read_pointer(node)?))? == node);
+    let leads_on = || Ok::<_, Error>(space.read_pointer(space.read_pointer(back(node))?)? == node);
+    !crate::live::runs(space.vmi()) || (0..TRIES).any(|_| leads_back().unwrap_or(false) || leads_on().unwrap_or(false))
 }

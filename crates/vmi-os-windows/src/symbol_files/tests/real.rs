@@ -40,17 +40,8 @@ const SYMBOLS: [&str; 6] = [
 
 /// Structures of the kernel's core, which user mode's database has too. Not `_KPRCB`: this ntdll is of a later update, in which `CoresPerPhysicalProcessor`
 /// and its neighbours have other places.
-const CORE: [&str; 9] = [
-    "_EPROCESS",
-    "_KPROCESS",
-    "_ETHREAD",
-    "_KTHREAD",
-    "_PEB",
-    "_TEB",
-    "_KPCR",
-    "_HANDLE_TABLE",
-    "_LDR_DATA_TABLE_ENTRY",
-];
+const CORE: [&str; 9] =
+    ["_EPROCESS", "_KPROCESS", "_ETHREAD", "_KTHREAD", "_PEB", "_TEB", "_KPCR", "_HANDLE_TABLE", "_LDR_DATA_TABLE_ENTRY"];
 
 /// Members that two descriptions have in common: how many, and those of which offset, width or size differ.
 ///
