@@ -9,6 +9,7 @@ mod paging;
 mod pmemaccess;
 mod snapshots;
 mod symbols;
+mod windows;
 
 use crate::Target;
 
@@ -50,6 +51,16 @@ pub const TARGETS: &[Target] = &[
     Target { name: "vmcoreinfo", about: "the note VMCOREINFO, and the page tables it names", run: linux::vmcoreinfo },
     Target { name: "shape", about: "inference of structures on the demo image with patches", run: linux::shape },
     Target { name: "attach", about: "everything else of Linux on the demo image with patches", run: linux::attach },
+    Target { name: "windows_pe", about: "PE files over guest memory", run: windows::pe_image },
+    Target {
+        name: "windows_symbols",
+        about: "program databases, symbol files and cache files of Windows",
+        run: windows::symbols,
+    },
+    Target { name: "windows_texts", about: "symbol paths and command lines", run: windows::texts },
+    Target { name: "windows_kdbg", about: "the debugger's data block, in clear and encoded", run: windows::debugger_data },
+    Target { name: "windows_hive", about: "registry hives", run: windows::hive },
+    Target { name: "windows_attach", about: "everything of Windows on a synthetic machine with patches", run: windows::attach },
     Target { name: "pmemaccess", about: "the answers of a hostile pmemaccess server", run: pmemaccess::pmemaccess },
     Target { name: "gdb_packets", about: "a stream of gdb's remote protocol", run: gdb::packets },
     Target { name: "gdb_replies", about: "stop replies, features and thread lists of a gdb stub", run: gdb::replies },

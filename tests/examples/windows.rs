@@ -74,7 +74,7 @@ fn synthetic_nt_layout_processes_and_modules_are_those_that_were_placed() {
 
 #[test]
 fn synthetic_nt_layout_threads_are_those_that_were_placed() {
-    let placed: BTreeSet<_> = machine().truth.processes.iter().filter(|process| process.linked);
+    let placed = machine().truth.processes.iter().filter(|process| process.linked);
     let placed: BTreeSet<u64> = placed.flat_map(|process| process.threads.iter().map(|(_, tid)| *tid)).collect();
     let threads = rows("process-list", &["--threads"], "thread");
     assert_eq!(threads.iter().map(|row| row["tid"].as_u64().unwrap()).collect::<BTreeSet<_>>(), placed);

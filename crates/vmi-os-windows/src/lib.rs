@@ -1,6 +1,7 @@
 //! Windows guests: the kernel, its symbols and types found in raw memory, and the objects inside.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
+#![cfg_attr(test, allow(clippy::single_range_in_vec_init, reason = "runs of RAM: often there is one"))]
 
 mod builtin;
 pub mod discover;

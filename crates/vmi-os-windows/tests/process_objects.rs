@@ -1,5 +1,6 @@
 //! Synthetic NT layout: processes, threads, modules, memory areas, tokens and pages of machines that `nt-machine` wrote, compared with what it placed. The symbol file
 //! is the machine's own.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Real Windows bytes: a triage dump of Windows 10 19041 with the symbol file of exactly this kernel. `VMI_SHARED_DATA` names the directory with
 //! `windows/triage_x64.dmp` and `windows/isf`. Expected values were read from the file's bytes by hand.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -2,13 +2,13 @@
 //!
 //! - Every object holds its machine by a counted reference and asks on each call whether the machine is still open: use after `close()` is an
 //!   exception, and memory that Python still looks at stays mapped.
-//! - The operating-system layers borrow the machine that they read. [`guest::Attached`] keeps both together (crate `self_cell`, whose
+//! - The operating-system layers borrow the machine that they read. `guest::Attached` keeps both together (crate `self_cell`, whose
 //!   constructor proves the borrow), so that a guest is found once: attaching anew for each call from a stored `Kernel` would resolve all
 //!   offsets again and lose the translation cache and the modules' symbols.
 //! - Lists are read in one go with the interpreter's lock released, and handed out row by row: of a running guest that is the shortest time, and
 //!   no iterator of Rust outlives a call.
-//! - An event session lives in a thread of its own ([`events`]), as an event borrows its session.
-//! - The one unsafe place is [`frozen_view`]: Python's buffer protocol speaks in pointers.
+//! - An event session lives in a thread of its own (`events`), as an event borrows its session.
+//! - The one unsafe place is `frozen_view`: Python's buffer protocol speaks in pointers.
 #![deny(unsafe_code)]
 
 mod address;

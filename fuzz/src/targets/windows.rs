@@ -1,0 +1,143 @@
+//! Windows: its files, its structures as bytes, and a synthetic machine with places in it changed.
+
+use std::sync::{Arc, OnceLock};
+
+use nt_machine::{Build, NtMachine};
+use vmi_arch_x86::X86;
+use vmi_core::synthetic::{SyntheticDriver, Unpaged};
+use vmi_core::{GuestMapping, PhysAddr, Piece, Region, VirtAddr, Vmi};
+use vmi_os_windows::discover::{self, DebuggerData, Options};
+use vmi_os_windows::registry::{Cells, Hive, HiveFile};
+use vmi_os_windows::{SymbolFile, SymbolStore, Windows, arguments, pe, symbol_files, symbol_store};
+
+use super::head;
+
+/// A PE file as the loader maps it, at any address.
+pub fn pe_image(data: &[u8]) -> bool {
+    let base = VirtAddr::new(0x10000);
+    let vmi = Vmi::new(SyntheticDriver::new([(PhysAddr::new(base.get()), data.to_vec())]));
+    pe::exercise(&vmi.address_space(PhysAddr::ZERO, Unpaged), base) > 0
+}
+
+/// A program database, a Volatility symbol file of Windows, or a file of the cache.
+pub fn symbols(data: &[u8]) -> bool {
+    SymbolFile::parse(data).is_ok_and(|file| symbol_files::exercise(&file) > 0)
+}
+
+/// A symbol path, and a command line.
+pub fn texts(data: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(data);
+    arguments(&text);
+    symbol_store::exercise(&text) > 0
+}
+
+/// The debugger's data block, in clear and encoded.
+pub fn debugger_data(data: &[u8]) -> bool {
+    if let Some((keys, data)) = head::<24>(data) {
+        let key = |at: usize| u64::from_le_bytes(keys[at..][..8].try_into().expect("eight bytes"));
+        if let Ok(found) = DebuggerData::decode(data, VirtAddr::new(key(0)), key(8), key(16)) {
+            found.variables().for_each(drop);
+        }
+    }
+    DebuggerData::parse(data).is_ok_and(|found| found.variables().count() > 0)
+}
+
+/// A registry hive as a file.
+pub fn hive(data: &[u8]) -> bool {
+    HiveFile::parse(data).is_ok_and(|file| keys(&Hive::new(file)) > 0)
+}
+
+/// How many keys and values of a hive can be read, of the first some thousand.
+fn keys(hive: &Hive<impl Cells>) -> usize {
+    let Ok(root) = hive.root() else { return 0 };
+    let keys = root.tree().take(5000).flatten();
+    keys.map(|found| {
+        let _ = found.key.class();
+        1 + found.key.values().take(1000).flatten().filter(|value| value.data().is_ok()).count()
+    })
+    .sum()
+}
+
+/// A machine in memory, and where in it a change matters.
+struct Original {
+    runs: Vec<(u64, Vec<u8>)>,
+    places: Vec<u64>,
+    symbols: Options,
+}
+
+fn original() -> &'static Original {
+    static MADE: OnceLock<Original> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let (machine, _) = NtMachine::typical(Build::named("win10_x64_19041").expect("a build of the table"));
+        let truth = machine.truth();
+        let objects = truth
+            .processes
+            .iter()
+            .flat_map(|process| [process.eprocess].into_iter().chain(process.threads.iter().map(|thread| thread.0)));
+        let objects = objects.chain(truth.modules.iter().map(|module| module.entry));
+        let places = objects.chain(truth.symbols.values().copied()).chain([truth.kernel_base]);
+        let mut places: Vec<u64> = places.filter_map(|at| machine.translate(truth.system_root, at)).collect();
+        places.push(truth.system_root);
+        places.extend(truth.processes.iter().map(|process| process.dtb));
+        let file = SymbolFile::parse(machine.isf().to_string().as_bytes()).expect("the machine's own symbol file");
+        let runs = machine.memory().into_iter().filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0)).collect();
+        Original { runs, places, symbols: Options { store: SymbolStore::parse(""), ..Options::default() }.file(file) }
+    })
+}
+
+/// Everything of Windows on a synthetic machine. The first byte says whether its symbol file is known; behind it: places (2 bytes),
+/// offsets from them (2 bytes) and what is written there (8 bytes).
+pub fn attach(data: &[u8]) -> bool {
+    let Some(([with_file], changes)) = head::<1>(data) else { return false };
+    let Original { runs, places, symbols } = original();
+    let (mut bytes, mut pieces) = (Vec::new(), Vec::new());
+    for (start, run) in runs {
+        let region = Region::new(PhysAddr::new(*start), run.len() as u64).expect("a run of memory");
+        pieces.push(Piece { region, offset: bytes.len() as u64 });
+        bytes.extend_from_slice(run);
+    }
+    for change in changes.chunks_exact(12).take(64) {
+        let number = |at: usize| usize::from(u16::from_le_bytes([change[at], change[at + 1]]));
+        let at = places[number(0) % places.len()].wrapping_add(number(2) as u64 % 0x1000);
+        let piece = pieces.iter().find(|piece| piece.region.contains(PhysAddr::new(at)));
+        let Some(piece) = piece else { continue };
+        let offset = (piece.offset + at - piece.region.start().get()) as usize;
+        if let Some(target) = bytes.get_mut(offset..offset + 8) {
+            target.copy_from_slice(&change[4..]);
+        }
+    }
+    let mapping = GuestMapping::frozen(Arc::new(bytes), &pieces).expect("disjoint runs");
+    let vmi = Vmi::new(SyntheticDriver::<X86>::over(mapping));
+    let hermetic = Options { store: SymbolStore::parse(""), ..Options::default() };
+    let options = if with_file & 1 == 1 { symbols } else { &hermetic };
+    let Ok(windows) =
+        discover::find_with(&vmi, options).map_err(drop).and_then(|kernel| Windows::with_kernel(&vmi, kernel).map_err(drop))
+    else {
+        return false;
+    };
+    everything(&windows);
+    true
+}
+
+/// Reads all lists of the guest, each up to some thousand rows.
+fn everything(windows: &Windows<'_, SyntheticDriver<X86>>) {
+    const ROWS: usize = 3000;
+    windows.kernel_modules().take(ROWS).flatten().for_each(|module| drop((module.name(), module.path(), module.size())));
+    let _ = (windows.unloaded_drivers(), windows.services(), windows.object_types());
+    windows.named_objects().take(ROWS).for_each(drop);
+    for process in windows.processes().take(200).flatten() {
+        let _ = (process.image_path(), process.token(), process.session(), process.module_views());
+        if let Ok(Some(peb)) = process.peb() {
+            let _ = (peb.command_line(), peb.environment(), peb.current_directory());
+        }
+        process.threads().take(ROWS).flatten().for_each(|thread| drop((thread.tid(), thread.state(), thread.name())));
+        process.vads().take(ROWS).flatten().for_each(|vad| drop((vad.kind(), vad.protection(), vad.file())));
+        process
+            .handles()
+            .take(ROWS)
+            .flatten()
+            .for_each(|handle| drop((handle.object().type_name(), handle.object().full_name())));
+    }
+    windows.hives().take(50).flatten().for_each(|hive| _ = keys(&Hive::new(hive)));
+    let _ = windows.survey_processes();
+}
