@@ -43,23 +43,59 @@ pub fn attach<D: X86Driver>(vmi: &Vmi<D>) -> Result<Box<dyn Guest + '_>, AttachE
 /// # Errors
 /// As [`attach`].
 pub fn attach_with<'v, D: X86Driver>(vmi: &'v Vmi<D>, options: &AttachOptions) -> Result<Box<dyn Guest + 'v>, AttachError> {
+    attach_system(vmi, options).map(System::into_guest)
+}
+
+/// As [`attach_with`], for tools that need more than what all systems share.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_system<'v, D: X86Driver>(vmi: &'v Vmi<D>, options: &AttachOptions) -> Result<System<'v, D>, AttachError> {
     let mut search = Search { vmi, options, linux: None, windows: None };
     // The header of a Windows dump says what the machine was.
     let is_dump = vmi.machine().notes.iter().any(|note| matches!(note, Note::WindowsDump(_)));
-    if is_dump && let Some(guest) = search.windows(&windows::Strategy::ALL) {
-        return Ok(guest);
+    if is_dump && let Some(system) = search.windows(&windows::Strategy::ALL) {
+        return Ok(system);
     }
     for step in STEPS {
-        let guest = match step {
+        let system = match step {
             Step::Linux(strategies) => search.linux(strategies),
             Step::Windows(_) if is_dump => None,
             Step::Windows(strategies) => search.windows(strategies),
         };
-        if let Some(guest) = guest {
-            return Ok(guest);
+        if let Some(system) = system {
+            return Ok(system);
         }
     }
     Err(search.failed())
+}
+
+/// The operating system of a machine, as the type of its own layer.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum System<'v, D: X86Driver> {
+    /// Linux.
+    Linux(Box<Linux<'v, D>>),
+    /// Windows.
+    Windows(Box<Windows<'v, D>>),
+}
+
+impl<'v, D: X86Driver> System<'v, D> {
+    /// What all systems share.
+    pub fn guest(&self) -> &(dyn Guest + 'v) {
+        match self {
+            Self::Linux(linux) => &**linux,
+            Self::Windows(windows) => &**windows,
+        }
+    }
+
+    /// What all systems share, by value.
+    pub fn into_guest(self) -> Box<dyn Guest + 'v> {
+        match self {
+            Self::Linux(linux) => linux,
+            Self::Windows(windows) => windows,
+        }
+    }
 }
 
 /// A search under way, with what each system has been missing so far.
@@ -71,7 +107,7 @@ struct Search<'v, 'o, D: X86Driver> {
 }
 
 impl<'v, D: X86Driver> Search<'v, '_, D> {
-    fn linux(&mut self, strategies: &[linux::Strategy]) -> Option<Box<dyn Guest + 'v>> {
+    fn linux(&mut self, strategies: &[linux::Strategy]) -> Option<System<'v, D>> {
         use vmi_os_linux::AttachError;
         if !self.options.looks_for_linux() {
             return None;
@@ -79,7 +115,7 @@ impl<'v, D: X86Driver> Search<'v, '_, D> {
         let options = linux::Options { strategies: strategies.to_vec(), ..self.options.linux().clone() };
         let found = linux::find_with(self.vmi, &options).map_err(AttachError::from);
         match found.and_then(|kernel| Linux::with_kernel(self.vmi, kernel)) {
-            Ok(linux) => return Some(Box::new(linux)),
+            Ok(linux) => return Some(System::Linux(Box::new(linux))),
             Err(error) => match (&mut self.linux, error) {
                 (Some(AttachError::Discover(before)), AttachError::Discover(now)) => before.attempts.extend(now.attempts),
                 // A kernel that was found and cannot be read tells more.
@@ -90,7 +126,7 @@ impl<'v, D: X86Driver> Search<'v, '_, D> {
         None
     }
 
-    fn windows(&mut self, strategies: &[windows::Strategy]) -> Option<Box<dyn Guest + 'v>> {
+    fn windows(&mut self, strategies: &[windows::Strategy]) -> Option<System<'v, D>> {
         use vmi_os_windows::AttachError;
         if !self.options.looks_for_windows() {
             return None;
@@ -98,7 +134,7 @@ impl<'v, D: X86Driver> Search<'v, '_, D> {
         let options = windows::Options { strategies: strategies.to_vec(), ..self.options.windows().clone() };
         let found = windows::find_with(self.vmi, &options).map_err(AttachError::from);
         match found.and_then(|kernel| Windows::with_kernel(self.vmi, kernel)) {
-            Ok(windows) => return Some(Box::new(windows)),
+            Ok(windows) => return Some(System::Windows(Box::new(windows))),
             Err(error) => match (&mut self.windows, error) {
                 (Some(AttachError::Discover(before)), AttachError::Discover(now)) => before.attempts.extend(now.attempts),
                 (Some(_), AttachError::Discover(_)) => {}

@@ -54,7 +54,7 @@ mod target;
 mod targets;
 
 pub use any_driver::AnyDriver;
-pub use attach::{AttachError, Attempt, attach, attach_with};
+pub use attach::{AttachError, Attempt, System, attach, attach_system, attach_with};
 pub use attach_options::{AttachOptions, SymbolsError};
 pub use open::{OpenError, open, open_with};
 pub use options::Options;

@@ -20,6 +20,8 @@ Tasks:
   check              formatting, lints, documentation, dependencies; no guests
   fuzz [seconds]     each fuzz target for a while (default 5 seconds) from its committed corpus
   peers [guest]      crash, drgn and volatility3 on images that dump-memory writes; fetches them and the kernel's debug package
+  peers volatility   Volatility's Linux plugins with the symbol files that symbol-file writes, against the guests' /proc
+  peers windows      volatility3, MemProcFS and our tools on synthetic Windows machines, against what was placed in them
   demo               boot the demo's guest anew and write demo/
 
 Examples:

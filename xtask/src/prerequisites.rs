@@ -16,6 +16,7 @@ const LAB: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("lz4", "lz4"),
     ("makedumpfile", "makedumpfile"),
+    ("hivexsh", "libhivex-bin"),
     ("python3", "python3"),
     ("awk", "mawk"),
     ("dpkg-deb", "dpkg"),

@@ -133,14 +133,42 @@ pub(crate) fn fuzz(seconds: &str) -> Outcome {
     Ok(steps.summary())
 }
 
-/// Tools that others wrote, on the images that we write.
-pub(crate) fn peers(guest: &[&str]) -> Outcome {
+/// Tools that others wrote, on the images that we write, with the symbol files that we write, and on synthetic Windows machines.
+pub(crate) fn peers(what: &[&str]) -> Outcome {
     prerequisites::lab()?;
     let mut steps = Steps::new();
-    if steps.run("examples", &mut cargo(&["build", "--release", "--example", "dump-memory"])) {
-        steps.run("peers", command("python3", &["tests/peers/peers.py"]).args(guest));
+    let examples = |names: &[&str]| {
+        let names = names.iter().flat_map(|name| ["--example", name]);
+        cargo(&["build", "--release"].into_iter().chain(names).collect::<Vec<_>>())
+    };
+    match what {
+        ["volatility"] => {
+            if steps.run("examples", &mut examples(&["symbol-file"])) {
+                steps.run("volatility", &mut command("python3", &["tests/peers/volatility.py"]));
+            }
+        }
+        ["windows"] => {
+            prerequisites::compilers()?;
+            let ours = ["process-list", "module-list", "handle-list", "registry-list", "process-views"];
+            if steps.run("examples", &mut examples(&ours))
+                && steps.run("nt-machine", &mut cargo(&["build", "--package", "nt-machine"]))
+            {
+                let directory = target().join("release/examples");
+                steps.run("windows", command("python3", &["tests/peers/windows.py", "--ours"]).arg(directory));
+            }
+        }
+        guest => {
+            if steps.run("examples", &mut examples(&["dump-memory"])) {
+                steps.run("peers", command("python3", &["tests/peers/peers.py"]).args(guest));
+            }
+        }
     }
     Ok(steps.summary())
+}
+
+/// Where cargo puts what it builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// Boot the demo's guest anew and write `demo/`.

@@ -1,4 +1,27 @@
 //! Windows guests: the kernel, its symbols and types found in raw memory, and the objects inside.
+//!
+//! ```no_run
+//! use vmi_core::Vmi;
+//! use vmi_driver_file::ImageDriver;
+//! use vmi_os_windows::Windows;
+//!
+//! let vmi = Vmi::new(ImageDriver::open("guest.dmp")?);
+//! let windows = Windows::attach(&vmi)?; // symbols from the user's symbol path, else what the crate knows of the build
+//! for process in windows.processes() {
+//!     let process = process?;
+//!     println!("{:>6} {:>6} {}", process.pid()?, process.parent_pid()?, process.name()?);
+//!     for module in process.module_views()?.iter().filter(|module| !module.agree()) {
+//!         println!("{module:?}"); // in one view of the process and not in another
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! - [`discover`] finds the kernel, [`symbol_store`] and [`symbol_files`] its symbols; [`BuiltIn`] and [`shape`] help where there are none.
+//! - [`Windows`] leads to processes, threads, modules, objects, handles, the registry and more.
+//! - [`pe`] reads PE files in guest memory, [`registry`] hives, in memory or as files.
+//!
+//! What it was tested on: synthetic machines, a real triage dump and real symbol data; never a whole real Windows. Tests are named after that.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 #![cfg_attr(test, allow(clippy::single_range_in_vec_init, reason = "runs of RAM: often there is one"))]
