@@ -16,7 +16,7 @@ use lzma_rust2::{XzOptions, XzWriter};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 use vmi::linux::WriteIsfError;
-use vmi::{Guest, IsfSummary};
+use vmi::IsfSummary;
 
 /// Write a Volatility 3 symbol file of a machine's kernel
 ///
@@ -59,10 +59,6 @@ fn main() -> ExitCode {
         }
         let vmi = args.common.open()?;
         let linux = args.common.attach_linux(&vmi)?;
-        args.common.note(linux.version());
-        for remark in Guest::remarks(&linux) {
-            args.common.note(remark);
-        }
 
         let write = |to: &mut dyn Write| linux.write_isf(to);
         let summary = if to_stdout {

@@ -79,7 +79,7 @@ fn every_list_is_as_its_schema_says() {
 fn the_documentation_names_what_the_schemas_name() {
     let pages = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
     let lists = LISTS.iter().map(|(_, _, schema)| *schema);
-    let listed: BTreeSet<_> = lists.chain(["dump"]).chain(LIVE_LISTS).chain(WINDOWS_LISTS).map(str::to_owned).collect();
+    let listed: BTreeSet<_> = lists.chain(["dump", "symbol-file"]).chain(LIVE_LISTS).chain(WINDOWS_LISTS).map(str::to_owned).collect();
     assert_eq!(schema::names(), listed, "one schema for each list");
     for name in listed {
         let start = pages.find(&format!("(schema/{name}.json)")).unwrap_or_else(|| panic!("json.md does not mention {name}"));
@@ -233,6 +233,22 @@ fn a_dump_to_standard_output_is_the_same_image() {
     }
     let output = example("dump-memory").args(["--format", "raw", "--verify", "-o", "-"]).arg(&image).run();
     assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{output:?}");
+}
+
+#[test]
+fn a_symbol_file_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("demo.json");
+    let output = example("symbol-file").args(["--json", "-o"]).arg(&file).arg(DEMO).run();
+    assert_eq!(output.code, 0, "{output:?}");
+    let rows = output.rows();
+    schema::check("symbol-file", &rows);
+    let isf = vmi::Isf::open(&file).unwrap();
+    assert!(isf.banner().unwrap().contains(rows[0]["kernel"].as_str().unwrap()));
+    assert!((&isf as &dyn vmi::TypeSource).field("task_struct", "comm").is_ok());
+    // What there is stays.
+    let output = example("symbol-file").arg("-o").arg(&file).arg(DEMO).run();
+    output.assert_failed_with("--force");
 }
 
 #[test]
