@@ -1,8 +1,8 @@
 //! The block by which an x86-64 kernel starts further processors.
 //!
-//! Processors start in real mode, so the kernel keeps code and a processor state for them in a page below 1 MiB: `PROCESSOR_START_BLOCK`, as
-//! ReactOS and the WRK-based literature describe it. It begins with a jump over itself and a flag, and holds the kernel's CR3 and the address in
-//! the kernel where the new processor goes on. A look at 255 pages finds the running kernel so, wherever address-space randomisation put it.
+//! Processors start in real mode, so the kernel keeps code and a processor state for them in a page below 1 MiB, `PROCESSOR_START_BLOCK`. It begins
+//! with a jump over itself and a flag, and holds the kernel's CR3 and the address in the kernel where the new processor goes on. The places are
+//! those by which MemProcFS recognises it (`vmm/vmmwininit.c`). A look at 255 pages finds the running kernel so, wherever address-space randomisation put it.
 //! Firmware, or a machine with one processor, may leave it out.
 
 use vmi_arch_x86::{PagingMode, X86Driver};
