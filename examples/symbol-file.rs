@@ -15,8 +15,8 @@ use common::{Common, EXIT_CODES};
 use lzma_rust2::{XzOptions, XzWriter};
 use serde::Serialize;
 use tempfile::NamedTempFile;
-use vmi::linux::WriteIsfError;
 use vmi::IsfSummary;
+use vmi::linux::WriteIsfError;
 
 /// Write a Volatility 3 symbol file of a machine's kernel
 ///

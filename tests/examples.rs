@@ -79,7 +79,8 @@ fn every_list_is_as_its_schema_says() {
 fn the_documentation_names_what_the_schemas_name() {
     let pages = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
     let lists = LISTS.iter().map(|(_, _, schema)| *schema);
-    let listed: BTreeSet<_> = lists.chain(["dump", "symbol-file"]).chain(LIVE_LISTS).chain(WINDOWS_LISTS).map(str::to_owned).collect();
+    let listed: BTreeSet<_> =
+        lists.chain(["dump", "symbol-file"]).chain(LIVE_LISTS).chain(WINDOWS_LISTS).map(str::to_owned).collect();
     assert_eq!(schema::names(), listed, "one schema for each list");
     for name in listed {
         let start = pages.find(&format!("(schema/{name}.json)")).unwrap_or_else(|| panic!("json.md does not mention {name}"));

@@ -22,6 +22,7 @@ Tasks:
   peers [guest]      crash, drgn and volatility3 on images that dump-memory writes; fetches them and the kernel's debug package
   peers volatility   Volatility's Linux plugins with the symbol files that symbol-file writes, against the guests' /proc
   peers windows      volatility3, MemProcFS and our tools on synthetic Windows machines, against what was placed in them
+  python             the Python module's wheel in a fresh environment: pytest and mypy
   demo               boot the demo's guest anew and write demo/
 
 Examples:
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         ["fuzz"] => tasks::fuzz("5"),
         ["fuzz", seconds] if seconds.parse::<u32>().is_ok() => tasks::fuzz(seconds),
         ["peers", guest @ ..] if guest.len() < 2 => tasks::peers(guest),
+        ["python"] => tasks::python(),
         ["demo"] => tasks::demo(),
         ["help"] | [.., "--help" | "-h"] => {
             print!("{HELP}");

@@ -72,6 +72,41 @@ fn libvirt_tests(steps: &mut Steps) {
     steps.run("libvirt clippy", &mut cargo(&arguments));
 }
 
+/// The Python module as a user installs it: a wheel in a fresh environment, on the demo, a live guest and a synthetic Windows machine.
+fn python_tests(steps: &mut Steps) {
+    let check = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))";
+    if !command("python3", &["-c", check]).output().is_ok_and(|output| output.status.success()) {
+        return steps.skip("python", "python3 of 3.11 or later with venv and ensurepip is missing");
+    }
+    let machine = target().join("nt-machine");
+    let arguments = [
+        "run",
+        "--quiet",
+        "--package",
+        "nt-machine",
+        "--bin",
+        "nt-machine",
+        "--",
+        "--build",
+        "win10_x64_19041",
+        "--typical",
+        "--out",
+    ];
+    if steps.run("nt-machine", cargo(&arguments).arg(&machine)) {
+        let mut tests = command("python3", &["crates/vmi-python/tests/run.py"]);
+        steps.run("python", tests.env("VMI_LAB_LIVE", "1").env("VMI_NT_MACHINE", &machine));
+    }
+}
+
+/// The Python module alone.
+pub(crate) fn python() -> Outcome {
+    prerequisites::lab()?;
+    let mut steps = Steps::new();
+    steps.run("live", &mut live_command());
+    python_tests(&mut steps);
+    Ok(steps.summary())
+}
+
 /// Everything that a change must pass.
 pub(crate) fn test() -> Outcome {
     prerequisites::lab()?;
@@ -99,6 +134,7 @@ pub(crate) fn test() -> Outcome {
     // interleavings of the translation cache's readers and writers; its own directory, for its flags rebuild everything
     let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
     steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
+    python_tests(&mut steps);
     static_checks(&mut steps);
     steps.run("examples", &mut cargo(&["build", "--release", "--examples"]));
     steps.run("demo", &mut cargo(&["run", "--release", "--example", "process-list"]));
