@@ -1,4 +1,6 @@
-//! A machine made of byte runs, for tests and examples.
+//! A machine made of byte runs, and types made of a table, for tests and examples.
+
+mod types;
 
 use core::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,6 +9,8 @@ use crate::{
     Access, Architecture, Driver, Error, GuestMapping, Liveness, MachineInfo, Memory, MemoryMap, Note, Paging, PhysAddr, Piece,
     Region, Result, Translation, VirtAddr, WriteMemory,
 };
+
+pub use types::SyntheticTypes;
 
 /// An architecture without paging and registers: every virtual address is its physical one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,13 +1,11 @@
 //! A synthetic guest for tests: a few structures in identity-mapped memory, described by a table of members.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use vmi_arch_x86::{PagingMode, X86};
-use vmi_core::synthetic::SyntheticDriver;
+use vmi_core::synthetic::{SyntheticDriver, SyntheticTypes};
 use vmi_core::{
-    Control, Driver, Error, ErrorKind, Liveness, MachineInfo, Member, MemoryMap, PhysAddr, Region, Result, Structure,
-    SymbolsBuilder, Type, TypeId, TypeSource, VirtAddr, Vmi,
+    Control, Driver, Error, Liveness, MachineInfo, MemoryMap, PhysAddr, Region, Result, SymbolsBuilder, VirtAddr, Vmi,
 };
 
 use crate::Kernel;
@@ -17,85 +15,10 @@ const SIZE: usize = 0x10_0000;
 const ROOT: usize = 0x1000;
 pub(crate) const INIT_TASK: u64 = 0x8000;
 
-/// Structures with members at made-up places. A path `a.b` makes a nested structure `a` at offset zero.
-#[derive(Debug)]
-pub(crate) struct Table {
-    types: Vec<Type>,
-    tags: BTreeMap<String, u32>,
-}
-
-impl Table {
-    fn structure(&mut self, tag: &str) -> u32 {
-        if let Some(&id) = self.tags.get(tag) {
-            return id;
-        }
-        let id = self.types.len() as u32;
-        let empty = Structure { name: tag.to_owned(), size: 0x100, union: false, members: Vec::new() };
-        self.types.push(Type::Structure(empty));
-        self.tags.insert(tag.to_owned(), id);
-        id
-    }
-
-    fn push(&mut self, structure: u32, member: Member) {
-        let Type::Structure(structure) = &mut self.types[structure as usize] else { panic!() };
-        if !structure.members.iter().any(|other| other.name == member.name) {
-            structure.members.push(member);
-        }
-    }
-
-    /// Adds the member at `path`, of `size` bytes at `offset`.
-    pub(crate) fn member(&mut self, structure: &str, path: &str, offset: u64, size: u64) {
-        let mut id = self.structure(structure);
-        let mut names: Vec<_> = path.split('.').collect();
-        let name = names.pop().unwrap();
-        let mut tag = structure.to_owned();
-        for outer in names {
-            tag = format!("{tag}.{outer}");
-            let inner = self.structure(&tag);
-            self.push(id, Member { name: outer.to_owned(), bit_offset: 0, bit_width: None, ty: TypeId(inner) });
-            id = inner;
-        }
-        let ty = TypeId(self.types.len() as u32);
-        self.types.push(Type::Number { name: String::new(), size, signed: false });
-        self.push(id, Member { name: name.to_owned(), bit_offset: offset * 8, bit_width: None, ty });
-    }
-
-    pub(crate) fn size(&mut self, structure: &str, bytes: u64) {
-        let id = self.structure(structure);
-        let Type::Structure(structure) = &mut self.types[id as usize] else { panic!() };
-        structure.size = bytes;
-    }
-}
-
-impl TypeSource for Table {
-    fn find(&self, name: &str) -> Option<TypeId> {
-        self.tags.get(name).map(|&id| TypeId(id))
-    }
-
-    fn get(&self, id: TypeId) -> Result<Type> {
-        self.types
-            .get(id.0 as usize)
-            .cloned()
-            .ok_or_else(|| ErrorKind::NoType { name: format!("type {}", id.0), why: "the table ends before".to_owned() }.into())
-    }
-
-    fn pointer_size(&self) -> u64 {
-        8
-    }
-
-    fn origin(&self) -> String {
-        "a table".to_owned()
-    }
-
-    fn structures(&self) -> Box<dyn Iterator<Item = String> + '_> {
-        Box::new(self.tags.keys().cloned())
-    }
-}
-
 /// Memory, symbols and types under construction. Virtual addresses are physical ones.
 pub(crate) struct TestGuest {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) types: Table,
+    pub(crate) types: SyntheticTypes,
     symbols: SymbolsBuilder,
 }
 
@@ -103,7 +26,7 @@ impl TestGuest {
     /// A guest whose `init_task` is alone in the task list. Where members of a task lie:
     /// tasks 0x10, pid 0x20, tgid 0x24, comm 0x30, state 0x40, exit_state 0x48, flags 0x4c, real_parent 0x50, mm 0x58.
     pub(crate) fn new() -> Self {
-        let types = Table { types: vec![Type::Void], tags: BTreeMap::new() };
+        let types = SyntheticTypes::default();
         let mut guest = Self { bytes: vec![0; SIZE], types, symbols: SymbolsBuilder::default() };
         // One page of 1 GiB, present, writable and for user mode.
         guest.put(ROOT as u64, &[0x2007]);
@@ -157,7 +80,7 @@ impl TestGuest {
         self.text(at + 0x30, name);
     }
 
-    fn kernel(types: Table, symbols: SymbolsBuilder) -> Kernel {
+    fn kernel(types: SyntheticTypes, symbols: SymbolsBuilder) -> Kernel {
         Kernel {
             mode: PagingMode::Level4,
             root: PhysAddr::new(ROOT as u64),
