@@ -155,7 +155,7 @@ pub fn rows<T, I: Iterator<Item = Result<T>>>(start: Result<I>) -> impl Iterator
 mod tests {
 
     use super::*;
-    use crate::synthetic::{SyntheticDriver, Unpaged};
+    use crate::synthetic::{LiveDriver, SyntheticDriver, Unpaged};
     use crate::{PhysAddr, Vmi};
 
     /// Walks a list whose head is at 0x1000 in memory that holds these pointers.
@@ -223,5 +223,25 @@ mod tests {
         let (nodes, error) = walk(&[(0x1000, 0x1100), (0x1100, 0x1080), (0x1080, 0x1000)], 1);
         assert_eq!(nodes, [0x1100]);
         assert!(matches!(error, Some(ErrorKind::Limit { limit: 1, .. })), "{error:?}");
+    }
+
+    /// A process that stayed was told to be gone when the one behind it was busy: only that one was asked.
+    #[test]
+    fn either_neighbour_tells_that_a_node_is_in_its_list() {
+        let in_list = |pointers: &[(usize, u64)]| {
+            let mut bytes = vec![0; 0x1000];
+            for (at, to) in pointers {
+                bytes[*at..][..8].copy_from_slice(&to.to_le_bytes());
+            }
+            let vmi = Vmi::new(LiveDriver::<Unpaged>::new(bytes, None));
+            holds(&vmi.address_space(PhysAddr::ZERO, Unpaged), VirtAddr::new(0x200))
+        };
+        let node = [(0x200, 0x300), (0x208, 0x100)];
+        let with = |neighbours: [(usize, u64); 2]| in_list(&[&node[..], &neighbours[..]].concat());
+        assert!(with([(0x100, 0x200), (0x308, 0x200)]), "both");
+        assert!(with([(0x100, 0x200), (0x308, 0x400)]), "the one behind is changing");
+        assert!(with([(0x100, 0x400), (0x308, 0x200)]), "the one before is changing");
+        assert!(!with([(0x100, 0x300), (0x308, 0x100)]), "taken out: both lead past it");
+        assert!(!in_list(&[(0x200, 0x9000), (0x208, 0xdead_0000_0000_0122)]), "taken out and poisoned");
     }
 }
