@@ -80,8 +80,9 @@ fn check(build: &str, options: &LiveOptions) {
     let stay: Vec<(u64, u32, String)> =
         rows(&guest.running.account().unwrap().unwrap()).into_iter().filter(|row| number(&row.2).is_none()).collect();
     let (mut seen, mut walks, mut gone) = (HashMap::new(), 0, 0);
-    let end = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < end {
+    // Three seconds of walks; on a busy machine longer, until enough processes came and went.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(3) || (seen.len() <= 50 && begin.elapsed() < Duration::from_secs(120)) {
         let mut found: Vec<(u64, u32, String)> = Vec::new();
         for process in windows.processes() {
             let row = process.and_then(|process| Ok((process.address().get(), process.pid()?, process.name()?.to_string())));
@@ -105,7 +106,7 @@ fn check(build: &str, options: &LiveOptions) {
         "{build}: {walks} walks of the running guest, {} processes that came and went, {gone} that were gone while they were read",
         seen.len()
     );
-    assert!(seen.len() > 50);
+    assert!(seen.len() > 50, "{} processes came and went", seen.len());
 }
 
 #[test]

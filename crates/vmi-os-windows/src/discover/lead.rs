@@ -12,14 +12,14 @@ pub(super) struct Lead {
     pub(super) bases: Vec<VirtAddr>,
     /// Addresses that are said to lie inside the kernel.
     pub(super) hints: Vec<VirtAddr>,
-    /// Where a processor enters the kernel, if its registers told.
-    pub(super) entry: Option<VirtAddr>,
+    /// Where a processor enters the kernel, as far as its registers told: what tables of user mode map of it under a KVA shadow.
+    pub(super) entries: Vec<VirtAddr>,
 }
 
 impl Lead {
     /// Page tables of which nothing else is known.
     pub(super) fn new(root: PhysAddr, mode: PagingMode) -> Self {
-        Self { root: mode.top_table(root), mode, bases: Vec::new(), hints: Vec::new(), entry: None }
+        Self { root: mode.top_table(root), mode, bases: Vec::new(), hints: Vec::new(), entries: Vec::new() }
     }
 }
 

@@ -44,8 +44,7 @@ pub(super) fn image<D: X86Driver>(vmi: &Vmi<D>, lead: &Lead) -> Result<KernelIma
     if let Some(image) = search.walk(&mut pages) {
         return Ok(image);
     }
-    let entry = lead.entry.filter(|&entry| pages <= MAX_SHADOW_PAGES && space.translate(entry).is_ok());
-    if let Some(entry) = entry {
+    if let Some(&entry) = lead.entries.iter().find(|&&entry| pages <= MAX_SHADOW_PAGES && space.translate(entry).is_ok()) {
         return Err(Failure::UserTables { root: lead.root, entry });
     }
     let why = match (pages, search.others.as_slice()) {

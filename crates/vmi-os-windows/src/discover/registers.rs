@@ -15,8 +15,8 @@ const MAX_VCPUS: u32 = 64;
 const LOOKS: usize = 4;
 /// CR0.PG (Intel SDM, volume 3, section 2.5).
 const PAGING: u64 = 1 << 31;
-/// Handlers of the interrupt descriptor table that are hints: most are the kernel's, some are those of drivers.
-const MAX_HANDLERS: usize = 8;
+/// Places where a processor enters the kernel that are hints where its image lies: most handlers are its own, some are those of drivers.
+const MAX_ENTRY_HINTS: usize = 8;
 /// How far a processor's control region (`_KPCR` with `_KPRCB`) reaches: 0xb080 bytes in Windows 10 2004.
 const CONTROL_REGION: u64 = 0x10000;
 /// Page tables that one control region may name and that are tried.
@@ -61,15 +61,11 @@ pub(super) fn leads<D: X86Driver>(vmi: &Vmi<D>) -> Result<Vec<Lead>, Failure> {
 fn lead<D: X86Driver>(vmi: &Vmi<D>, registers: &Registers, cr3: PhysAddr, mode: PagingMode) -> Lead {
     let mut lead = Lead::new(cr3, mode);
     let space = vmi.address_space(lead.root, mode);
-    lead.entry = entry(registers, mode);
-    lead.hints.extend(lead.entry);
+    lead.entries = entries(&space, registers);
+    lead.hints.extend(lead.entries.iter().take(MAX_ENTRY_HINTS));
     let rip = VirtAddr::new(registers.rip);
     if is_kernel_address(mode, rip) {
         lead.hints.push(rip);
-    }
-    if let Some(idtr) = registers.idtr {
-        let handlers = idtr.gates(&space, mode).flatten().filter(|gate| gate.present).map(|gate| gate.offset);
-        lead.hints.extend(handlers.filter(|&at| is_kernel_address(mode, at)).take(MAX_HANDLERS));
     }
     if let Some(region) = control_region(&space, registers) {
         lead.bases.extend(version_base(&space, region));
@@ -77,10 +73,13 @@ fn lead<D: X86Driver>(vmi: &Vmi<D>, registers: &Registers, cr3: PhysAddr, mode: 
     lead
 }
 
-/// Where user mode enters the kernel: SYSCALL, or SYSENTER of 32-bit systems.
-fn entry(registers: &Registers, mode: PagingMode) -> Option<VirtAddr> {
-    let entry = if mode.is_long() { registers.lstar } else { registers.sysenter_eip };
-    entry.map(VirtAddr::new).filter(|&at| is_kernel_address(mode, at))
+/// Where a processor enters the kernel: by SYSCALL, or SYSENTER of 32-bit systems, which not every source tells, and by interrupts.
+fn entries<D: X86Driver>(space: &AddressSpace<'_, D>, registers: &Registers) -> Vec<VirtAddr> {
+    let mode = space.mode();
+    let call = if mode.is_long() { registers.lstar } else { registers.sysenter_eip };
+    let gates = registers.idtr.into_iter().flat_map(|idtr| idtr.gates(space, mode)).flatten();
+    let handlers = gates.filter(|gate| gate.present).map(|gate| gate.offset);
+    call.map(VirtAddr::new).into_iter().chain(handlers).filter(|&at| is_kernel_address(mode, at)).collect()
 }
 
 /// Where the processor's control region is: GS leads there, in user mode after an exchange; in 32-bit kernels FS.
@@ -110,11 +109,15 @@ fn version_base<D: X86Driver>(space: &AddressSpace<'_, D>, region: VirtAddr) -> 
 
 /// The kernel's page tables for a vCPU whose CR3 is that of user mode under a KVA shadow. The control region is mapped there, and holds the
 /// kernel's CR3 (`_KPRCB.KernelDirectoryTableBase`, whose place differs between builds): any number in it that is the root of tables which map the
-/// control region and the entry where the user's tables do.
+/// control region and the entries where the user's tables do.
 pub(super) fn kernel_tables<D: X86Driver>(vmi: &Vmi<D>, user: &Lead) -> Vec<Lead> {
-    let (Some(vcpus), Some(entry)) = (vmi.driver().vcpus(), user.entry) else { return Vec::new() };
+    let Some(vcpus) = vmi.driver().vcpus() else { return Vec::new() };
     let space = vmi.address_space(user.root, user.mode);
-    let Ok(entry_at) = space.translate(entry).map(|page| page.at) else { return Vec::new() };
+    let place = |entry: &VirtAddr| space.translate(*entry).ok().map(|page| (*entry, page.at));
+    let entries: Vec<_> = user.entries.iter().filter_map(place).collect();
+    if entries.is_empty() {
+        return Vec::new();
+    }
     let width = user.mode.pointer_size();
     let mut seen = BTreeSet::from([user.root]);
     let mut leads = Vec::new();
@@ -134,7 +137,7 @@ pub(super) fn kernel_tables<D: X86Driver>(vmi: &Vmi<D>, user: &Lead) -> Vec<Lead
                 continue;
             }
             let maps = |at, to| user.mode.translate(vmi, root, at).is_ok_and(|page| page.at == to);
-            if maps(entry, entry_at) && maps(region, region_at) {
+            if entries.iter().all(|&(entry, at)| maps(entry, at)) && maps(region, region_at) {
                 leads.push(Lead { root, ..user.clone() });
                 if leads.len() >= MAX_ROOTS {
                     return leads;
@@ -163,13 +166,15 @@ pub(super) fn run<D: X86Driver>(vmi: &Vmi<D>, kernel: &Kernel) -> Result<(), Fai
             let Ok(registers) = vcpus.registers(VcpuId(vcpu)) else { return Ok(()) };
             match (registers.cr0, registers.cr3, registers.paging_mode()) {
                 (Some(_), Some(cr3), Some(mode)) => {
-                    let root = PhysAddr::new(cr3);
+                    let root = mode.top_table(PhysAddr::new(cr3));
                     // The tables of user mode under a KVA shadow map only where the kernel is entered.
                     let inside = |at: &VirtAddr| at.offset_from(kernel.base).is_some_and(|offset| offset < kernel.size);
                     let entered = || {
-                        entry(&registers, mode)
+                        let entries = entries(&vmi.address_space(root, mode), &registers);
+                        entries
+                            .into_iter()
                             .filter(inside)
-                            .is_some_and(|at| place(root, at).is_some_and(|here| Some(here) == place(kernel.root, at)))
+                            .any(|at| place(root, at).is_some_and(|here| Some(here) == place(kernel.root, at)))
                     };
                     if mode == kernel.mode && (place(root, kernel.base) == expected || entered()) {
                         return Ok(());
