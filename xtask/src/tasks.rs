@@ -72,6 +72,12 @@ fn libvirt_tests(steps: &mut Steps) {
     steps.run("libvirt clippy", &mut cargo(&arguments));
 }
 
+/// What is built only with the feature `download`.
+fn download_tests(steps: &mut Steps) {
+    let arguments = ["test", "--package", "vmi-os-windows", "--features", "download", "--lib", "--", "--show-output", "download"];
+    steps.run_counted("download", &mut cargo(&arguments), TestOutput::line, TestOutput::counts);
+}
+
 /// The Python module as a user installs it: a wheel in a fresh environment, on the demo, a live guest and a synthetic Windows machine.
 fn python_tests(steps: &mut Steps) {
     let check = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))";
@@ -131,6 +137,7 @@ pub(crate) fn test() -> Outcome {
         Ok(()) => libvirt_tests(&mut steps),
         Err(missing) => steps.skip("libvirt", &missing),
     }
+    download_tests(&mut steps);
     // interleavings of the translation cache's readers and writers; its own directory, for its flags rebuild everything
     let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
     steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
