@@ -44,13 +44,14 @@ pub trait EventSession<A: Architecture>: Send {
     /// What this session can report and do: as [`EventSource::abilities`].
     fn abilities(&self) -> EventAbilities;
 
-    /// Sets a trap. No two are set for the same cause.
+    /// Sets a trap. Where the cause is a linear address, `roots` are the page tables through which it is meant; none: those of the system, or whichever the
+    /// vCPUs run on. Called again for a cause that is set already if it is meant through other ones as well.
     ///
     /// # Errors
     /// [`ErrorKind::Driver`](crate::ErrorKind::Driver), with the back end's reason: no such kind, no more hardware slots, no memory there.
-    fn arm(&mut self, cause: Cause<A>) -> Result<()>;
+    fn arm(&mut self, cause: Cause<A>, roots: &[PhysAddr]) -> Result<()>;
 
-    /// Removes a trap that was set.
+    /// Removes a trap that was set, for all page tables.
     ///
     /// # Errors
     /// [`ErrorKind::Driver`](crate::ErrorKind::Driver) if the back end fails.
@@ -148,9 +149,10 @@ impl<'v, D: Driver> Events<'v, D> {
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the back end has no such traps: see [`Events::abilities`]. Else as [`EventSession::arm`].
     pub fn set(&mut self, trap: Trap<D::Arch>) -> Result<TrapId> {
         let cause = trap.cause();
-        if !self.is_armed(cause) {
+        let same = |(_, other): &(TrapId, Trap<D::Arch>)| other.cause() == cause && other.roots() == trap.roots();
+        if !self.traps.iter().any(same) {
             self.require(cause.ability())?;
-            self.session.arm(cause)?;
+            self.session.arm(cause, trap.roots())?;
         }
         let id = TrapId(self.next_id);
         self.next_id = self.next_id.saturating_add(1);

@@ -91,7 +91,7 @@ impl EventSession<Rooted> for Session<'_> {
         self.0.abilities
     }
 
-    fn arm(&mut self, place: Cause<Rooted>) -> Result<()> {
+    fn arm(&mut self, place: Cause<Rooted>, _roots: &[PhysAddr]) -> Result<()> {
         self.did(Done::Arm(place));
         Ok(())
     }
@@ -176,7 +176,7 @@ fn hits_in_other_address_spaces_are_let_go_on() {
 }
 
 #[test]
-fn a_place_is_armed_once_and_disarmed_with_its_last_trap() {
+fn a_place_is_armed_for_each_address_space_and_disarmed_with_its_last_trap() {
     let (vmi, done) = machine([hit(Some(2))]);
     let mut events = vmi.events().unwrap();
     let first = events.set(Trap::breakpoint(AT).in_address_space(PhysAddr::new(1))).unwrap();
@@ -189,7 +189,10 @@ fn a_place_is_armed_once_and_disarmed_with_its_last_trap() {
     let hardware = Trap::breakpoint(AT).hardware();
     assert_eq!(hardware.place().unwrap().kind, TrapKind::HardwareBreakpoint);
     events.set(hardware.clone()).unwrap();
-    assert_eq!(*done.lock().unwrap(), [Done::Arm(CAUSE), RESUME, Done::Disarm(CAUSE), Done::Arm(hardware.cause())]);
+    assert_eq!(
+        *done.lock().unwrap(),
+        [Done::Arm(CAUSE), Done::Arm(CAUSE), RESUME, Done::Disarm(CAUSE), Done::Arm(hardware.cause())]
+    );
 }
 
 #[test]

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Capability, Cause, Error, EventAbilities, EventAbility, EventSession, Occurrence, Place, Reply, Result, TrapKind, VcpuId,
-    VirtAddr, What,
+    Capability, Cause, Error, EventAbilities, EventAbility, EventSession, Occurrence, PhysAddr, Place, Reply, Result, TrapKind,
+    VcpuId, VirtAddr, What,
 };
 
 use crate::execution::{Execution, State};
@@ -189,10 +189,13 @@ impl EventSession<X86> for GdbEvents {
         ABILITIES
     }
 
-    fn arm(&mut self, cause: Cause<X86>) -> Result<()> {
+    fn arm(&mut self, cause: Cause<X86>, _roots: &[PhysAddr]) -> Result<()> {
         let lacks = || Error::unsupported(Capability::Event(cause.ability()), self.failures.machine());
         let Cause::Place(place) = cause else { return Err(lacks()) };
         let kind = gdb_kind(place.kind).ok_or_else(lacks)?;
+        if self.armed.contains(&place) {
+            return Ok(());
+        }
         self.execution.while_stopped(&format!("setting a {} at {}", place.kind, place.at), |client| {
             client.insert(kind, place.at, place.len)
         })?;

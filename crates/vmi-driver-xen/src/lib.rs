@@ -5,5 +5,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod libraries;
+mod ring;
+pub mod vm_event;
 
 pub use libraries::{CallError, LibraryError};
+pub use ring::RingError;
