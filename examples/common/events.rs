@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::Serialize;
-use vmi::x86::Registers;
+use vmi::x86::{Registers, X86};
 use vmi::{AnyDriver, Event, Events, Guest, Trap, VirtAddr, What};
 
 use super::Common;
@@ -44,7 +44,7 @@ pub fn place(guest: &dyn Guest, text: &str) -> anyhow::Result<VirtAddr> {
 }
 
 /// The trap, in the address space of a process if one is asked for.
-pub fn within(guest: &dyn Guest, trap: Trap, pid: Option<u32>) -> anyhow::Result<Trap> {
+pub fn within(guest: &dyn Guest, trap: Trap<X86>, pid: Option<u32>) -> anyhow::Result<Trap<X86>> {
     let Some(pid) = pid else { return Ok(trap) };
     let mut found = guest.processes().filter_map(Result::ok).filter(|process| process.pid == pid);
     let process = found.next().with_context(|| format!("no process {pid} in this guest"))?;

@@ -3,3 +3,10 @@
 //! This crate is under GPL-3.0-only, as the crate `xenctrl` is through which it makes its control calls; the rest of the workspace is not. Xen's other libraries are opened at run time,
 //! so that one program serves Xen 4.17 to 4.20.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
+
+mod libraries;
+mod ring;
+pub mod vm_event;
+
+pub use libraries::{CallError, LibraryError};
+pub use ring::RingError;
