@@ -103,7 +103,7 @@ esac
 running=$!
 tail --pid=$running -s 0.5 -c +1 -f "$work/out" & shown=$!
 console() { cat "$work/console" 2> /dev/null | tr -d '\r'; }
-while kill -0 $running 2> /dev/null && ! console | grep -q '^LAB [0-9.]* end'; do sleep 0.5; done
+while kill -0 $running 2> /dev/null && ! grep -qsa '^LAB [0-9.]* end' "$work/console"; do sleep 0.5; done
 sleep 0.2
 kill $running 2> /dev/null || true
 wait $running 2> /dev/null || true
