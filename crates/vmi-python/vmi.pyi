@@ -144,6 +144,9 @@ class AttachError(Error):
 class WriteImageError(Error):
     """The image could not be written."""
 
+class WriteIsfError(Error):
+    """No symbol file of this kernel could be written."""
+
 class StateError(Error):
     """The object cannot do this now: an event that was answered, a session that holds an event."""
 
@@ -293,6 +296,13 @@ class Guest:
     def remarks(self) -> list[str]: ...
     @property
     def kernel(self) -> Memory: ...
+    @property
+    def page_table(self) -> int: ...
+    @property
+    def paging_mode(self) -> Literal["32-bit", "pae", "4-level", "5-level"]: ...
+    @property
+    def slide(self) -> int | None: ...
+    def write_isf(self, path: str | PathLike[str]) -> list[str]: ...
     @property
     def symbols(self) -> Symbols: ...
     @property

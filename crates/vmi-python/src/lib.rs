@@ -16,6 +16,7 @@ mod errors;
 mod events;
 mod frozen_view;
 mod guest;
+mod isf;
 mod layer;
 mod layouts;
 mod machine;
