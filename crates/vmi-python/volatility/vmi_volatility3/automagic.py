@@ -21,22 +21,16 @@ SINGLE_LOCATION = "automagic.LayerStacker.single_location"
 
 
 class VmiTarget(interfaces.automagic.AutomagicInterface):
-    """Opens the target, and says so if it cannot be opened: Volatility would only say that a requirement was not fulfilled."""
+    """Opens the target; Volatility prints why, if it cannot be opened."""
 
     # Behind what brings Volatility's list of symbol files up to date (0), before layers are stacked (10).
     priority = 4
 
     def __call__(self, context: Any, config_path: str, requirement: Any, progress_callback: Any = None) -> None:
-        text = str(context.config.get(SINGLE_LOCATION, "") or "")
-        try:
-            location = Location.parse(text)
-            if location is None:
-                return
+        location = Location.parse(str(context.config.get(SINGLE_LOCATION, "") or ""))
+        if location is not None:
             opened(location)
-        except (vmi.Error, ValueError) as error:
-            log.error("%s", error)
-            raise
-        context.config[SINGLE_LOCATION] = location.url
+            context.config[SINGLE_LOCATION] = location.url
 
 
 class VmiSymbols(interfaces.automagic.AutomagicInterface):
