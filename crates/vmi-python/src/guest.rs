@@ -21,6 +21,7 @@ use crate::search;
 use crate::symbols::Symbols;
 use crate::types::Types;
 use crate::values::{Scope, Struct};
+use crate::windows::Windows;
 
 /// The layer of the system that was found. As a trait object it is covariant in the borrow, whatever the layer keeps.
 pub(crate) type System<'v> = Box<dyn Layer + 'v>;
@@ -179,6 +180,13 @@ impl Guest {
     fn types(&self) -> PyResult<Types> {
         self.attached.handle.check()?;
         Ok(Types::new(self.attached.clone()))
+    }
+
+    /// What only a Windows guest has: handles, tokens, the registry; `None` for other systems.
+    #[getter]
+    fn windows(&self) -> PyResult<Option<Windows>> {
+        self.attached.handle.check()?;
+        Ok(self.attached.layer().windows().map(|_| Windows::new(self.attached.clone())))
     }
 
     /// The processes, kernel ones included. `on_error` is called with the exception of a row that cannot be read, which else is raised

@@ -8,6 +8,7 @@ use vmi::x86::PagingMode;
 use vmi::{AnyDriver, ErrorKind, Guest, IsfSummary, PhysAddr, Process, Result, TypeSource};
 
 use crate::errors::with_causes;
+use crate::windows::OfWindows;
 
 /// An operating-system layer that is attached to a machine.
 pub(crate) trait Layer: Guest + Send + Sync {
@@ -35,6 +36,11 @@ pub(crate) trait Layer: Guest + Send + Sync {
     /// Writes a Volatility 3 symbol file of the kernel. A string says why there is none.
     fn write_isf(&self, to: &mut dyn Write) -> core::result::Result<IsfSummary, String>;
 
+    /// What only Windows has.
+    fn windows(&self) -> Option<&dyn OfWindows> {
+        None
+    }
+
     /// The kernel of a Linux guest, by which it can be attached to again.
     fn linux_kernel(&self) -> Option<&Kernel> {
         None
@@ -42,7 +48,7 @@ pub(crate) trait Layer: Guest + Send + Sync {
 }
 
 /// What `read` gives, if what is at the object is the process before and after.
-fn of_process<T>(process: &Process, pid: impl Fn() -> Result<u32>, read: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn of_process<T>(process: &Process, pid: impl Fn() -> Result<u32>, read: impl FnOnce() -> Result<T>) -> Result<T> {
     let same = || match pid() {
         Ok(pid) if pid == process.pid => Ok(()),
         _ => Err(vmi::Error::from(ErrorKind::Gone { what: format!("process {}", process.pid) })),
@@ -118,6 +124,10 @@ impl Layer for Windows<'_, AnyDriver> {
 
     fn page_tables_of_kernel(&self) -> (PhysAddr, PagingMode) {
         (self.kernel().root, self.kernel().mode)
+    }
+
+    fn windows(&self) -> Option<&dyn OfWindows> {
+        Some(self)
     }
 
     fn slide(&self) -> Result<Option<u64>> {
