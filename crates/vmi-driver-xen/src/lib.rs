@@ -51,3 +51,5 @@ pub use libraries::{CallError, InterfaceError, LibraryError};
 pub use open_error::OpenError;
 pub use options::Options;
 pub use p2m::P2mError;
+#[doc(hidden)]
+pub use p2m::fuzz_p2m;
