@@ -47,7 +47,7 @@ pub use driver::{Control, Driver, Liveness, MachineInfo, Note, ReadOp, VcpuId, V
 pub use error::{Capability, Error, ErrorKind, Result};
 pub use event::{Event, EventSession, EventSource, Events, Occurrence, Place, Reply, Trap, TrapId, TrapKind, What};
 pub use guest::{Guest, LogRecord, MemoryArea, Module, Process, Rows, State, Thread};
-pub use mapping::{GuestMapping, LivePiece, MappedFile, Piece, PieceError, SharedRam, Store};
+pub use mapping::{GuestMapping, LivePiece, MappedFile, Piece, PieceError, RawPiece, SharedRam, Store};
 pub use memory::Memory;
 pub use memory_map::{MemoryMap, Region};
 pub use page_cache::PageCacheCounters;
