@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use vmi::linux::Linux;
-use vmi::{Driver, Memory, PhysAddr};
+use vmi::{Driver, Memory, PhysAddr, VirtAddr};
 
 use crate::truth::{Process, same_processes, task_name};
 
@@ -109,6 +109,20 @@ fn check(domain: &str) {
     });
     let listed = listed.collect();
     same_processes(&told, &listed);
+
+    // What a process has in memory of its own, by its own page tables.
+    let (witness, ..) = told.iter().find(|process| process.2 == "witness").unwrap();
+    let space = linux.process(*witness).unwrap().address_space().unwrap().unwrap();
+    let pages = core.told("facts");
+    let mut pages: Vec<u64> = pages.lines().filter_map(|line| hex(line.strip_prefix("page present rw ")?)).collect();
+    pages.extend(core.told("facts").lines().filter_map(|line| hex(line.strip_prefix("page huge rw ")?)));
+    assert_eq!(pages.len(), 2);
+    for page in pages {
+        let bytes = space.read_vec(VirtAddr::new(page), 4096).unwrap();
+        for (word, at) in bytes.chunks_exact(4).zip((page..).step_by(4)) {
+            assert_eq!(u32::from_le_bytes(word.try_into().unwrap()), at as u32 ^ 0x5a5a_5a5a, "{at:#x}");
+        }
+    }
 
     let told: BTreeSet<(String, u64)> = core.told("modules").lines().filter_map(module).collect();
     let listed: BTreeSet<(String, u64)> = linux
