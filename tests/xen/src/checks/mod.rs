@@ -1,6 +1,10 @@
 //! The checks. Each file has a table of its own; a new file is named here twice.
 
+mod control;
 mod lab;
+mod linux;
+mod memory;
+mod registers;
 mod toolstack;
 
 use std::time::Duration;
@@ -34,5 +38,5 @@ impl Check {
 
 /// All of them, in the order in which they run.
 pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
-    [lab::CHECKS, toolstack::CHECKS].into_iter().flatten()
+    [lab::CHECKS, toolstack::CHECKS, memory::CHECKS, registers::CHECKS, linux::CHECKS, control::CHECKS].into_iter().flatten()
 }
