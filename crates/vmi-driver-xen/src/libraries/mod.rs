@@ -7,7 +7,10 @@
 //! Errors keep `errno` ([`CallError`]).
 #![allow(unsafe_code)]
 
+pub(crate) mod device_model;
 mod error;
+pub(crate) mod event_channel;
+pub(crate) mod monitor_calls;
 
 use std::ffi::CStr;
 
