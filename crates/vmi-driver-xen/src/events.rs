@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use vmi_arch_x86::{Incident, Registers, Watch, X86};
 use vmi_core::{
-    Accesses, Cause, Driver, EventAbilities, EventAbility, EventSession, Gfn, Injector, Occurrence, PhysAddr, Reply, Result, VcpuId, ViewId, Views,
-    VirtAddr, What, WriteMemory,
+    Accesses, Cause, Driver, EventAbilities, EventAbility, EventSession, Gfn, Injector, Occurrence, PhysAddr, Reply, Result,
+    VcpuId, ViewId, Views, VirtAddr, What, WriteMemory,
 };
 
 use crate::breakpoints::{Breakpoints, INT3};
@@ -129,7 +129,9 @@ impl<'d> XenEvents<'d> {
     /// What a request is, as an event; `None` if it is not to be reported.
     fn occurrence(&mut self, request: &Request) -> Result<Option<What<X86>>> {
         if request.vcpu >= self.vcpu_count {
-            return Err(self.failures.of("taking an event off the ring", format!("there is no vCPU {} in this domain", request.vcpu)));
+            return Err(self
+                .failures
+                .of("taking an event off the ring", format!("there is no vCPU {} in this domain", request.vcpu)));
         }
         let rip = VirtAddr::new(request.registers.rip);
         Ok(match request.reason {
@@ -274,6 +276,6 @@ impl Views for XenEvents<'_> {
 
 impl XenEvents<'_> {
     fn xen_views(&mut self) -> XenViews<'_> {
-        XenViews { made: &mut self.made, calls: &self.ring.calls, failures: &self.failures }
+        XenViews { made: &mut self.made, calls: &mut self.ring.calls, failures: &self.failures }
     }
 }

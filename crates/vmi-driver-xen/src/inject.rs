@@ -27,7 +27,8 @@ impl XenInjector {
     }
 
     fn give(&mut self, vcpu: u32, event: Injected) -> Result<()> {
-        let failed = |failures: &Failures, error| failures.channel(&format!("injecting vector {} into vCPU {vcpu}", event.vector), error);
+        let failed =
+            |failures: &Failures, error| failures.channel(&format!("injecting vector {} into vCPU {vcpu}", event.vector), error);
         let device_model = match self.device_model.take() {
             Some(open) => open,
             None => DeviceModel::open().map_err(|error| failed(&self.failures, error))?,

@@ -12,9 +12,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmi_core::{Error, ErrorKind, PhysAddr, Result};
 
-use crate::libraries::event_channel::{ChannelError, EventChannel};
-use crate::libraries::monitor_calls::{Monitor, MonitorCalls};
 use crate::libraries::CallError;
+use crate::libraries::InterfaceError;
+use crate::libraries::event_channel::EventChannel;
+use crate::libraries::monitor_calls::{Monitor, MonitorCalls};
 use crate::ring::{PAGE_WORDS, Ring, Word};
 use crate::ring_lock::{RingLock, RingLockError};
 use crate::vm_event::{InterfaceVersion, MOST_WORDS, Request, Response};
@@ -72,10 +73,10 @@ impl Failures {
     }
 
     #[cold]
-    pub(crate) fn channel(&self, action: &str, error: ChannelError) -> Error {
+    pub(crate) fn channel(&self, action: &str, error: InterfaceError) -> Error {
         match error {
-            ChannelError::Library(error) => self.of(action, error),
-            ChannelError::Call(error) => self.of(action, error),
+            InterfaceError::Library(error) => self.of(action, error),
+            InterfaceError::Call(error) => self.of(action, error),
         }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct Made {
 #[derive(Debug)]
 pub(crate) struct XenViews<'s> {
     pub(crate) made: &'s mut Made,
-    pub(crate) calls: &'s MonitorCalls,
+    pub(crate) calls: &'s mut MonitorCalls,
     pub(crate) failures: &'s Failures,
 }
 
@@ -68,13 +68,15 @@ impl Views for XenViews<'_> {
 
     fn allow(&mut self, view: ViewId, page: Gfn, rights: Accesses) -> Result<()> {
         let allowed = self.calls.set_view_access(view.0, page.get(), access(rights));
-        allowed.map_err(|error| self.failures.of(format!("allowing {rights} to page {page:#x} in {view}", page = page.get()), error))
+        allowed
+            .map_err(|error| self.failures.of(format!("allowing {rights} to page {page:#x} in {view}", page = page.get()), error))
     }
 
     fn remap(&mut self, view: ViewId, page: Gfn, instead: Option<Gfn>) -> Result<()> {
         let new = instead.map_or(u64::MAX, |page| page.get());
         let changed = self.calls.change_frame(view.0, page.get(), new);
-        changed.map_err(|error| self.failures.of(format!("showing another page at {page:#x} in {view}", page = page.get()), error))
+        changed
+            .map_err(|error| self.failures.of(format!("showing another page at {page:#x} in {view}", page = page.get()), error))
     }
 
     fn switch(&mut self, view: ViewId) -> Result<()> {
@@ -90,6 +92,9 @@ mod tests {
     fn rights_are_numbered_as_in_the_header() {
         // XENMEM_access_n 0, r 1, w 2, rw 3, x 4, rx 5, wx 6, rwx 7
         let rx = Accesses::READ.or(Accesses::EXECUTE);
-        assert_eq!([Accesses::NONE, Accesses::READ, Accesses::WRITE, Accesses::EXECUTE, rx, Accesses::ALL].map(access), [0, 1, 2, 4, 5, 7]);
+        assert_eq!(
+            [Accesses::NONE, Accesses::READ, Accesses::WRITE, Accesses::EXECUTE, rx, Accesses::ALL].map(access),
+            [0, 1, 2, 4, 5, 7]
+        );
     }
 }

@@ -1,7 +1,9 @@
 //! The words of Xen and those of core.
 
 use vmi_arch_x86::{ControlRegister, DescriptorTable, Incident, Watch, X86};
-use vmi_core::{AccessOrigin, Accesses, Cause, EventAbilities, EventAbility, Gfn, MemoryAccess, PAGE_SIZE, PhysAddr, ViewId, VirtAddr};
+use vmi_core::{
+    AccessOrigin, Accesses, Cause, EventAbilities, EventAbility, Gfn, MemoryAccess, PAGE_SIZE, PhysAddr, ViewId, VirtAddr,
+};
 
 use crate::libraries::monitor_calls::Monitor;
 use crate::vm_event::{AccessFlags, Debug, Reason, Request};
@@ -55,15 +57,11 @@ pub(super) fn monitors(armed: &[Cause<X86>], steps: bool) -> Vec<Monitor> {
         let monitor = match cause {
             Cause::Place(_) | Cause::Processor(Watch::Breakpoints) => Monitor::SoftwareBreakpoint,
             Cause::Processor(Watch::ControlRegister { register, .. }) => {
-                let all = |cause: &Cause<X86>| {
-                    matches!(cause, Cause::Processor(Watch::ControlRegister { register: other, on_change: false }) if other == register)
-                };
+                let all = |cause: &Cause<X86>| matches!(cause, Cause::Processor(Watch::ControlRegister { register: other, on_change: false }) if other == register);
                 Monitor::ControlRegister { index: number(*register), on_change: !armed.iter().any(all) }
             }
             Cause::Processor(Watch::Msr { index, .. }) => {
-                let all = |cause: &Cause<X86>| {
-                    matches!(cause, Cause::Processor(Watch::Msr { index: other, on_change: false }) if other == index)
-                };
+                let all = |cause: &Cause<X86>| matches!(cause, Cause::Processor(Watch::Msr { index: other, on_change: false }) if other == index);
                 Monitor::Msr { index: *index, on_change: !armed.iter().any(all) }
             }
             Cause::Processor(Watch::Cpuid) => Monitor::Cpuid,
@@ -158,7 +156,11 @@ mod tests {
     fn capabilities_are_those_that_were_measured() {
         // On SVM 0x1f7b, without single steps and therefore without rights of pages; on VMX 0x1f7f.
         let svm = abilities(0x1f7b, false);
-        assert!(svm.has(EventAbility::ControlRegister) && svm.has(EventAbility::Identification) && svm.has(EventAbility::SoftwareBreakpoint));
+        assert!(
+            svm.has(EventAbility::ControlRegister)
+                && svm.has(EventAbility::Identification)
+                && svm.has(EventAbility::SoftwareBreakpoint)
+        );
         assert!(!svm.has(EventAbility::Step) && !svm.has(EventAbility::MemoryAccess) && !svm.has(EventAbility::View));
         assert!(!svm.has(EventAbility::PrivilegedCall) && !svm.has(EventAbility::Deny) && svm.has(EventAbility::SetRegisters));
         let vmx = abilities(0x1f7f, true);

@@ -10,7 +10,9 @@ use crate::vm_event::{AccessFlags, Flags, Reason, Request, Response, settable};
 /// Answers that Xen cannot carry out.
 #[derive(Debug, thiserror::Error)]
 enum ReplyError {
-    #[error("an answer sets the general registers, the flags and the instruction pointer; others differ: set those through the vCPU")]
+    #[error(
+        "an answer sets the general registers, the flags and the instruction pointer; others differ: set those through the vCPU"
+    )]
     OtherRegisters,
     #[error("the register is written already: with other registers the instruction pointer must be set behind the instruction")]
     WouldRunTwice,
@@ -24,7 +26,9 @@ enum ReplyError {
     NothingToReinject,
     #[error("Xen 4.17 has written the register already when it tells of it")]
     Written,
-    #[error("to go on from a breakpoint with other registers takes a single step, which this processor has not; set the instruction pointer too")]
+    #[error(
+        "to go on from a breakpoint with other registers takes a single step, which this processor has not; set the instruction pointer too"
+    )]
     NeedsStep,
 }
 

@@ -1,8 +1,9 @@
 //! libxendevicemodel: injection of events into vCPUs (xendevicemodel.h of Xen 4.17; a stable interface).
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint};
 
-use super::event_channel::ChannelError;
+use super::foreign_memory::InterfaceError;
+use super::logger::{self, Logger};
 use super::{CallError, Names, library};
 
 #[repr(C)]
@@ -13,7 +14,7 @@ struct Handle {
 
 library! {
     struct Functions = Names { files: &["libxendevicemodel.so.1"], package: "libxendevicemodel1" };
-    fn xendevicemodel_open(logger: *mut c_void, flags: c_uint) -> *mut Handle;
+    fn xendevicemodel_open(logger: *mut Logger, flags: c_uint) -> *mut Handle;
     fn xendevicemodel_close(dmod: *mut Handle) -> c_int;
     fn xendevicemodel_inject_event(
         dmod: *mut Handle, domid: u16, vcpu: c_int, vector: u8, kind: u8, error_code: u32, insn_len: u8, extra: u64
@@ -51,10 +52,10 @@ pub(crate) struct DeviceModel {
 unsafe impl Send for DeviceModel {}
 
 impl DeviceModel {
-    pub(crate) fn open() -> Result<Self, ChannelError> {
+    pub(crate) fn open() -> Result<Self, InterfaceError> {
         let functions = Functions::open()?;
-        // SAFETY: no logger and no flags are what the header allows.
-        let handle = unsafe { (functions.xendevicemodel_open)(std::ptr::null_mut(), 0) };
+        // SAFETY: the logger lives for ever; no flag is set.
+        let handle = unsafe { (functions.xendevicemodel_open)(logger::silent(), 0) };
         if handle.is_null() {
             return Err(CallError::last("xendevicemodel_open").into());
         }

@@ -1,10 +1,12 @@
 //! libxenevtchn: the channel by which Xen says that there is something on the ring (xenevtchn.h of Xen 4.17; a stable interface).
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::{CallError, LibraryError, Names, library};
+use super::foreign_memory::InterfaceError;
+use super::logger::{self, Logger};
+use super::{CallError, Names, library};
 
 #[repr(C)]
 #[derive(Debug)]
@@ -14,22 +16,13 @@ struct Handle {
 
 library! {
     struct Functions = Names { files: &["libxenevtchn.so.1"], package: "libxenevtchn1" };
-    fn xenevtchn_open(logger: *mut c_void, flags: c_uint) -> *mut Handle;
+    fn xenevtchn_open(logger: *mut Logger, flags: c_uint) -> *mut Handle;
     fn xenevtchn_close(xce: *mut Handle) -> c_int;
     fn xenevtchn_fd(xce: *mut Handle) -> c_int;
     fn xenevtchn_bind_interdomain(xce: *mut Handle, domid: u32, remote_port: u32) -> c_int;
     fn xenevtchn_notify(xce: *mut Handle, port: u32) -> c_int;
     fn xenevtchn_pending(xce: *mut Handle) -> c_int;
     fn xenevtchn_unmask(xce: *mut Handle, port: u32) -> c_int;
-}
-
-/// Why there is no event channel.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ChannelError {
-    #[error(transparent)]
-    Library(#[from] LibraryError),
-    #[error(transparent)]
-    Call(#[from] CallError),
 }
 
 /// An event channel that is bound to a port of a domain. Dropping it closes it.
@@ -45,10 +38,10 @@ unsafe impl Send for EventChannel {}
 
 impl EventChannel {
     /// Binds a port of a domain.
-    pub(crate) fn bind(domain: u32, remote_port: u32) -> Result<Self, ChannelError> {
+    pub(crate) fn bind(domain: u32, remote_port: u32) -> Result<Self, InterfaceError> {
         let functions = Arc::new(Functions::open()?);
-        // SAFETY: no logger and no flags are what the header allows.
-        let handle = unsafe { (functions.xenevtchn_open)(std::ptr::null_mut(), 0) };
+        // SAFETY: the logger lives for ever; no flag is set.
+        let handle = unsafe { (functions.xenevtchn_open)(logger::silent(), 0) };
         if handle.is_null() {
             return Err(CallError::last("xenevtchn_open").into());
         }

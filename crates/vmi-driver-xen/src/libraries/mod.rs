@@ -7,14 +7,19 @@
 //! Errors keep `errno` ([`CallError`]).
 #![allow(unsafe_code)]
 
+pub(crate) mod control;
 pub(crate) mod device_model;
 mod error;
 pub(crate) mod event_channel;
+pub(crate) mod foreign_memory;
+mod logger;
 pub(crate) mod monitor_calls;
+pub(crate) mod xenstore;
 
 use std::ffi::CStr;
 
 pub use error::{CallError, LibraryError};
+pub use foreign_memory::InterfaceError;
 
 /// What a library is called.
 #[derive(Clone, Copy, Debug)]
@@ -98,8 +103,15 @@ macro_rules! library {
 
         impl $name {
             /// Opens the library and finds its functions.
+            #[allow(dead_code)]
             pub(super) fn open() -> Result<Self, $crate::libraries::LibraryError> {
-                let library = $crate::libraries::Library::open($names)?;
+                Self::open_as($names)
+            }
+
+            /// The same for a library of other names.
+            #[allow(dead_code)]
+            pub(super) fn open_as(names: $crate::libraries::Names) -> Result<Self, $crate::libraries::LibraryError> {
+                let library = $crate::libraries::Library::open(names)?;
                 $(
                     // SAFETY: the type is that of the header, and the structure that holds the function holds the library too.
                     let $function = unsafe { library.function($crate::libraries::c_name!($function)) }?;

@@ -5,7 +5,8 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 
-use super::event_channel::ChannelError;
+use super::foreign_memory::InterfaceError;
+use super::logger::{self, Logger};
 use super::{CallError, Names, library};
 
 #[repr(C)]
@@ -19,7 +20,7 @@ library! {
         files: &["libxenctrl.so.4.20", "libxenctrl.so.4.19", "libxenctrl.so.4.18", "libxenctrl.so.4.17"],
         package: "libxenmisc4.17 (or that of your version)",
     };
-    fn xc_interface_open(logger: *mut c_void, dombuild_logger: *mut c_void, flags: c_uint) -> *mut Handle;
+    fn xc_interface_open(logger: *mut Logger, dombuild_logger: *mut Logger, flags: c_uint) -> *mut Handle;
     fn xc_interface_close(xch: *mut Handle) -> c_int;
     fn xc_domain_pause(xch: *mut Handle, domid: u32) -> c_int;
     fn xc_domain_unpause(xch: *mut Handle, domid: u32) -> c_int;
@@ -92,10 +93,10 @@ macro_rules! call {
 }
 
 impl MonitorCalls {
-    pub(crate) fn open(domain: u32) -> Result<Self, ChannelError> {
+    pub(crate) fn open(domain: u32) -> Result<Self, InterfaceError> {
         let functions = Functions::open()?;
-        // SAFETY: without loggers it logs to stderr; no flags are what the header allows.
-        let handle = unsafe { (functions.xc_interface_open)(std::ptr::null_mut(), std::ptr::null_mut(), 0) };
+        // SAFETY: the logger lives for ever; no flag is set.
+        let handle = unsafe { (functions.xc_interface_open)(logger::silent(), logger::silent(), 0) };
         if handle.is_null() {
             return Err(CallError::last("xc_interface_open").into());
         }
