@@ -7,15 +7,16 @@ use crate::prerequisites;
 use crate::report::Counts;
 use crate::step::{Steps, cargo, command, root};
 use crate::test_output::TestOutput;
+use crate::xen;
 
 /// The guest whose image, made smaller, is the demo.
 const DEMO_GUEST: &str = "x64-6.12-small";
 
 /// What a task came to: true if all passed, an error if a prerequisite is missing.
-type Outcome = Result<bool, String>;
+pub(crate) type Outcome = Result<bool, String>;
 
 /// Where the lab keeps what it has fetched and made.
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     let cache = std::env::var_os("VMI_LAB_CACHE").map(PathBuf::from);
     cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache/vmi-lab"))).unwrap_or_default()
 }
@@ -119,7 +120,7 @@ pub(crate) fn test() -> Outcome {
     let compilers = prerequisites::compilers();
     let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
     let mut tests = cargo(&arguments);
-    tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1");
+    tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1").env("VMI_LAB_XEN_CORES", cache().join("xen/cores"));
     if steps.run("wine", &mut wine_command()) {
         tests.env("VMI_WINE_PE", wine());
     }
@@ -138,6 +139,7 @@ pub(crate) fn test() -> Outcome {
     static_checks(&mut steps);
     steps.run("examples", &mut cargo(&["build", "--release", "--examples"]));
     steps.run("demo", &mut cargo(&["run", "--release", "--example", "process-list"]));
+    xen::test(&mut steps);
     fuzz_targets(&mut steps, "5");
     Ok(steps.summary())
 }
@@ -203,7 +205,7 @@ pub(crate) fn peers(what: &[&str]) -> Outcome {
 }
 
 /// Where cargo puts what it builds.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
