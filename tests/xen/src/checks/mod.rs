@@ -1,7 +1,10 @@
 //! The checks. Each file has a table of its own; a new file is named here twice.
 
+mod breakpoints;
+mod events;
 mod lab;
 mod toolstack;
+mod views;
 
 use std::time::Duration;
 
@@ -34,5 +37,5 @@ impl Check {
 
 /// All of them, in the order in which they run.
 pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
-    [lab::CHECKS, toolstack::CHECKS].into_iter().flatten()
+    [lab::CHECKS, toolstack::CHECKS, events::CHECKS, breakpoints::CHECKS, views::CHECKS].into_iter().flatten()
 }
