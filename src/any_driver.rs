@@ -57,6 +57,18 @@ impl Driver for AnyDriver {
         self.0.epoch()
     }
 
+    fn reads_are_copies(&self) -> bool {
+        self.0.reads_are_copies()
+    }
+
+    fn page_tables_name_others(&self) -> bool {
+        self.0.page_tables_name_others()
+    }
+
+    fn resolve_frame(&self, named: PhysAddr) -> PhysAddr {
+        self.0.resolve_frame(named)
+    }
+
     fn reads_stop_the_guest(&self) -> bool {
         self.0.reads_stop_the_guest()
     }

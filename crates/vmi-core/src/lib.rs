@@ -50,7 +50,7 @@ pub use event::{
     Injector, MemoryAccess, MemoryWatch, Occurrence, Place, Reply, Trap, TrapId, TrapKind, ViewId, Views, What,
 };
 pub use guest::{Guest, LogRecord, MemoryArea, Module, Process, Rows, State, Thread};
-pub use mapping::{GuestMapping, LivePiece, MappedFile, Piece, PieceError, SharedRam, Store};
+pub use mapping::{GuestMapping, LivePiece, MappedFile, Piece, PieceError, RawPiece, SharedRam, Store};
 pub use memory::Memory;
 pub use memory_map::{MemoryMap, Region};
 pub use page_cache::PageCacheCounters;

@@ -4,6 +4,8 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use vmi_core::PAGE_SIZE;
+
 use super::logger::{self, Logger};
 use super::{CallError, LibraryError, Names, library};
 
@@ -118,6 +120,21 @@ impl Mapped {
     /// Why the page is not there: a number of `errno`.
     pub(crate) fn error(&self, page: usize) -> Option<i32> {
         self.errors.get(page).map(|error| error.saturating_abs()).filter(|error| *error != 0)
+    }
+
+    /// Copies a page; says whether it is there.
+    pub(crate) fn copy(&self, page: usize, to: &mut [u8; PAGE_SIZE as usize]) -> bool {
+        if !self.is_there(page) {
+            return false;
+        }
+        // The page's number is below the number of pages of the mapping.
+        let host = self.address.as_ptr().wrapping_add(page.wrapping_mul(PAGE_SIZE as usize)).cast::<u64>();
+        for (index, word) in to.chunks_exact_mut(8).enumerate() {
+            // SAFETY: the page is mapped and aligned, and the index below the number of words in it. The other domain may write meanwhile: a volatile load of a word.
+            let value = unsafe { host.wrapping_add(index).read_volatile() };
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        true
     }
 
     /// Whether it may be written.
