@@ -17,14 +17,15 @@ use std::time::{Duration, Instant};
 
 use vmi_arch_x86::{Incident, Registers, Watch, X86};
 use vmi_core::{
-    Accesses, Cause, Driver, EventAbilities, EventAbility, EventSession, Gfn, Injector, Occurrence, PhysAddr, Reply, Result,
-    VcpuId, ViewId, Views, VirtAddr, What, WriteMemory,
+    Accesses, Cause, EventAbilities, EventAbility, EventSession, Gfn, Injector, Occurrence, PhysAddr, Reply, Result, VcpuId,
+    ViewId, Views, VirtAddr, What, WriteMemory,
 };
 
 use crate::breakpoints::{Breakpoints, INT3};
+use crate::failure::Failures;
 use crate::inject::XenInjector;
 use crate::libraries::monitor_calls::MonitorCalls;
-use crate::monitor::{Failures, MonitorRing};
+use crate::monitor::MonitorRing;
 use crate::views::{Made, XenViews};
 use crate::vm_event::{Reason, Request, Response};
 use pages::Pages;
@@ -66,25 +67,25 @@ pub(crate) struct XenEvents<'d> {
 
 impl core::fmt::Debug for XenEvents<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("XenEvents").field("domain", &self.failures.0).field("armed", &self.armed).finish_non_exhaustive()
+        f.debug_struct("XenEvents").field("domain", &self.failures.machine()).field("armed", &self.armed).finish_non_exhaustive()
     }
 }
 
 /// What this Xen can do for a domain. Touches neither its ring nor its views.
 pub(crate) fn abilities(domain: u32, failures: &Failures) -> Result<EventAbilities> {
-    let calls = MonitorCalls::open(domain).map_err(|error| failures.channel("asking which events there are", error))?;
+    let calls = MonitorCalls::open(domain).map_err(|error| failures.interface("asking which events there are", error))?;
     abilities_by(&calls, failures)
 }
 
 fn abilities_by(calls: &MonitorCalls, failures: &Failures) -> Result<EventAbilities> {
-    let capabilities = calls.capabilities().map_err(|error| failures.of("asking which events there are", error))?;
+    let capabilities = calls.capabilities().map_err(|error| failures.other("asking which events there are", error))?;
     Ok(decode::abilities(capabilities, calls.views_on().is_ok()))
 }
 
 impl<'d> XenEvents<'d> {
     /// Turns the event ring of `domain` on.
     pub(crate) fn new(driver: &'d dyn WriteMemory<Arch = X86>, domain: u32) -> Result<Self> {
-        let failures = Failures(driver.machine().name.clone());
+        let failures = Failures::new(&driver.machine().name);
         let vcpu_count = driver.vcpus().map_or(1, |vcpus| vcpus.vcpu_count());
         let ring = MonitorRing::open(domain, &failures, |calls, bytes| {
             drop::take_away_what_was_left(driver, calls, vcpu_count, bytes, &failures)
@@ -118,10 +119,10 @@ impl<'d> XenEvents<'d> {
         let wanted = decode::monitors(&self.armed, self.has(EventAbility::Step));
         let needless: Vec<_> = self.ring.monitors().iter().copied().filter(|monitor| !wanted.contains(monitor)).collect();
         for monitor in needless {
-            self.ring.turn_off(monitor).map_err(|error| self.failures.of("turning an event off", error))?;
+            self.ring.turn_off(monitor).map_err(|error| self.failures.other("turning an event off", error))?;
         }
         for monitor in wanted {
-            self.ring.turn_on(monitor).map_err(|error| self.failures.of("turning an event on", error))?;
+            self.ring.turn_on(monitor).map_err(|error| self.failures.other("turning an event on", error))?;
         }
         Ok(())
     }
@@ -131,7 +132,7 @@ impl<'d> XenEvents<'d> {
         if request.vcpu >= self.vcpu_count {
             return Err(self
                 .failures
-                .of("taking an event off the ring", format!("there is no vCPU {} in this domain", request.vcpu)));
+                .other("taking an event off the ring", format!("there is no vCPU {} in this domain", request.vcpu)));
         }
         let rip = VirtAddr::new(request.registers.rip);
         Ok(match request.reason {

@@ -3,8 +3,8 @@
 use vmi_arch_x86::{Injection, X86};
 use vmi_core::{Injector, Result, VcpuId};
 
+use crate::failure::Failures;
 use crate::libraries::device_model::{DeviceModel, Injected, kind};
-use crate::monitor::Failures;
 use crate::vm_event::Debug;
 
 /// The non-maskable interrupt.
@@ -27,8 +27,9 @@ impl XenInjector {
     }
 
     fn give(&mut self, vcpu: u32, event: Injected) -> Result<()> {
-        let failed =
-            |failures: &Failures, error| failures.channel(&format!("injecting vector {} into vCPU {vcpu}", event.vector), error);
+        let failed = |failures: &Failures, error| {
+            failures.interface(&format!("injecting vector {} into vCPU {vcpu}", event.vector), error)
+        };
         let device_model = match self.device_model.take() {
             Some(open) => open,
             None => DeviceModel::open().map_err(|error| failed(&self.failures, error))?,
@@ -62,7 +63,7 @@ fn injected(what: Injection) -> Option<Injected> {
 
 impl Injector<X86> for XenInjector {
     fn inject(&mut self, vcpu: VcpuId, what: Injection) -> Result<()> {
-        let event = injected(what).ok_or_else(|| self.failures.of("injecting", format!("{what:?} has no number for Xen")))?;
+        let event = injected(what).ok_or_else(|| self.failures.other("injecting", format!("{what:?} has no number for Xen")))?;
         self.give(vcpu.0, event)
     }
 }

@@ -25,21 +25,22 @@
 
 mod breakpoints;
 mod domain_info;
-mod events;
-mod inject;
-mod libraries;
-mod monitor;
 mod domains;
 #[cfg(feature = "xenctrl")]
 mod driver;
+#[cfg(feature = "xenctrl")]
+mod event_source;
+mod events;
 #[cfg(feature = "xenctrl")]
 mod execution;
 mod failure;
 mod foreign_memory;
 mod frames;
 mod guardian;
+mod inject;
 mod libraries;
 mod memory_map;
+mod monitor;
 #[cfg(feature = "xenctrl")]
 mod open;
 mod open_error;
@@ -58,7 +59,7 @@ pub use driver::XenDriver;
 pub use foreign_memory::MappingCounters;
 pub use libraries::{CallError, InterfaceError, LibraryError};
 pub use monitor::MonitorError;
-pub use ring::RingError;
 pub use open_error::OpenError;
 pub use options::Options;
 pub use p2m::P2mError;
+pub use ring::RingError;

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmi_core::{Error, ErrorKind, PhysAddr, Result};
+use vmi_core::{PhysAddr, Result};
 
+use crate::failure::Failures;
 use crate::libraries::CallError;
-use crate::libraries::InterfaceError;
 use crate::libraries::event_channel::EventChannel;
 use crate::libraries::monitor_calls::{Monitor, MonitorCalls};
 use crate::ring::{PAGE_WORDS, Ring, Word};
@@ -62,25 +62,6 @@ pub enum MonitorError {
     NotHardware(CallError),
 }
 
-/// How failures of one domain become errors of core.
-#[derive(Clone, Debug)]
-pub(crate) struct Failures(pub(crate) String);
-
-impl Failures {
-    #[cold]
-    pub(crate) fn of(&self, action: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-        ErrorKind::Driver { back_end: self.0.clone(), action: action.into(), source: source.into() }.into()
-    }
-
-    #[cold]
-    pub(crate) fn channel(&self, action: &str, error: InterfaceError) -> Error {
-        match error {
-            InterfaceError::Library(error) => self.of(action, error),
-            InterfaceError::Call(error) => self.of(action, error),
-        }
-    }
-}
-
 /// The event ring of a domain. Dropping it turns it off: all monitors end, and all vCPUs go on.
 #[derive(Debug)]
 pub(crate) struct MonitorRing {
@@ -93,8 +74,6 @@ pub(crate) struct MonitorRing {
     /// The monitors that are on.
     on: Vec<Monitor>,
     lock: RingLock,
-    /// Whether a ring of a program that was killed had to be turned off first.
-    pub(crate) cleaned: bool,
     closed: bool,
 }
 
@@ -106,23 +85,22 @@ impl MonitorRing {
         left_behind: impl FnOnce(&MonitorCalls, &[(PhysAddr, u8)]) -> Result<()>,
     ) -> Result<Self> {
         let action = "turning the event ring on";
-        let calls = MonitorCalls::open(domain).map_err(|error| failures.channel(action, error))?;
-        let failed = |error: CallError| failures.of(action, error);
+        let calls = MonitorCalls::open(domain).map_err(|error| failures.interface(action, error))?;
+        let failed = |error: CallError| failures.other(action, error);
         let number = calls.interface_version().map_err(failed)?;
-        let version = InterfaceVersion::from_number(number).ok_or_else(|| failures.of(action, MonitorError::Version(number)))?;
+        let version =
+            InterfaceVersion::from_number(number).ok_or_else(|| failures.other(action, MonitorError::Version(number)))?;
         let mut lock = RingLock::take(domain).map_err(|error| match error {
-            RingLockError::Held => failures.of(action, MonitorError::Busy),
-            RingLockError::Io(error) => failures.of("taking the lock of the event ring", error),
+            RingLockError::Held => failures.other(action, MonitorError::Busy),
+            RingLockError::Io(error) => failures.other("taking the lock of the event ring", error),
         })?;
         // Noted before, so that a program that is killed in between leaves nothing that is not noted.
-        lock.note_ring().map_err(|error| failures.of("noting that the event ring is on", error))?;
-        let mut cleaned = false;
+        lock.note_ring().map_err(|error| failures.other("noting that the event ring is on", error))?;
         let enabled = match calls.enable() {
             Err(error) if error.errno() == Some(Errno::EBUSY as i32) && lock.was_left_behind() => {
                 left_behind(&calls, lock.left_breakpoints())?;
                 calls.disable().map_err(failed)?;
-                cleaned = true;
-                tracing::warn!(machine = %failures.0, "a program that was killed had left its events on: they were turned off first");
+                tracing::warn!(machine = %failures.machine(), "a program that was killed had left its events on: they were turned off first");
                 calls.enable()
             }
             other => other,
@@ -130,8 +108,8 @@ impl MonitorRing {
         let (page, port) = enabled.map_err(|error| {
             lock.forget_ring();
             match error.errno().map(Errno::from_raw) {
-                Some(Errno::EBUSY) => failures.of(action, MonitorError::Busy),
-                Some(Errno::ENODEV | Errno::EOPNOTSUPP) => failures.of(action, MonitorError::NotHardware(error)),
+                Some(Errno::EBUSY) => failures.other(action, MonitorError::Busy),
+                Some(Errno::ENODEV | Errno::EOPNOTSUPP) => failures.other(action, MonitorError::NotHardware(error)),
                 _ => failed(error),
             }
         })?;
@@ -141,9 +119,9 @@ impl MonitorRing {
             error
         };
         let page = Page(page.cast());
-        let ring = Ring::new(page, version.words()).map_err(|error| undo(failures.of(action, error)))?;
-        let channel = EventChannel::bind(domain, port).map_err(|error| undo(failures.channel(action, error)))?;
-        Ok(Self { calls, ring, channel, version, failures: failures.clone(), on: Vec::new(), lock, cleaned, closed: false })
+        let ring = Ring::new(page, version.words()).map_err(|error| undo(failures.other(action, error)))?;
+        let channel = EventChannel::bind(domain, port).map_err(|error| undo(failures.interface(action, error)))?;
+        Ok(Self { calls, ring, channel, version, failures: failures.clone(), on: Vec::new(), lock, closed: false })
     }
 
     /// Turns a monitor on, if it is not.
@@ -166,37 +144,37 @@ impl MonitorRing {
 
     /// Notes which bytes are breakpoints, for whoever comes after this program if it is killed.
     pub(crate) fn note_breakpoints(&mut self, bytes: impl Iterator<Item = (PhysAddr, u8)>) -> Result<()> {
-        self.lock.note_breakpoints(bytes).map_err(|error| self.failures.of("noting which bytes are breakpoints", error))
+        self.lock.note_breakpoints(bytes).map_err(|error| self.failures.other("noting which bytes are breakpoints", error))
     }
 
     /// Takes the next request off the ring, if there is one.
     pub(crate) fn take(&mut self) -> Result<Option<Request>> {
         let mut words = [0; MOST_WORDS];
-        if !self.ring.take(&mut words).map_err(|error| self.failures.of("taking an event off the ring", error))? {
+        if !self.ring.take(&mut words).map_err(|error| self.failures.other("taking an event off the ring", error))? {
             return Ok(None);
         }
         let request = Request::decode(&words, self.version);
-        request.map(Some).map_err(|error| self.failures.of("taking an event off the ring", error))
+        request.map(Some).map_err(|error| self.failures.other("taking an event off the ring", error))
     }
 
     /// Answers the oldest request that was not answered.
     pub(crate) fn answer(&mut self, response: Response) -> Result<()> {
         let (words, len) = response.encode();
         let words = words.get(..len).unwrap_or(&words);
-        self.ring.put(words).map_err(|error| self.failures.of("answering an event", error))?;
-        self.channel.notify().map_err(|error| self.failures.of("answering an event", error))
+        self.ring.put(words).map_err(|error| self.failures.other("answering an event", error))?;
+        self.channel.notify().map_err(|error| self.failures.other("answering an event", error))
     }
 
     /// Waits until there may be something on the ring, at most `limit`. Whether there may.
     pub(crate) fn wait(&self, limit: Duration) -> Result<bool> {
-        let failed = |error: CallError| self.failures.of("waiting for an event", error);
+        let failed = |error: CallError| self.failures.other("waiting for an event", error);
         let Some(fd) = self.channel.fd() else { return Err(failed(CallError::last("xenevtchn_fd"))) };
         // Rounded up: a wait that is cut short by less than a millisecond would be repeated without pause.
         let milliseconds = u16::try_from(limit.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
         match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::from(milliseconds)) {
             Ok(0) | Err(Errno::EINTR) => Ok(false),
             Ok(_) => self.channel.acknowledge().map(|()| true).map_err(failed),
-            Err(error) => Err(self.failures.of("waiting for an event", std::io::Error::from(error))),
+            Err(error) => Err(self.failures.other("waiting for an event", std::io::Error::from(error))),
         }
     }
 
@@ -212,12 +190,12 @@ impl MonitorRing {
         }
         for monitor in std::mem::take(&mut self.on) {
             if let Err(error) = self.calls.set(monitor, false) {
-                tracing::error!(%error, machine = %self.failures.0, ?monitor, "a monitor could not be turned off");
+                tracing::error!(%error, machine = %self.failures.machine(), ?monitor, "a monitor could not be turned off");
             }
         }
         match self.calls.disable() {
             Ok(()) => self.lock.forget_ring(),
-            Err(error) => tracing::error!(%error, machine = %self.failures.0, "the event ring could not be turned off"),
+            Err(error) => tracing::error!(%error, machine = %self.failures.machine(), "the event ring could not be turned off"),
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use vmi_core::{Accesses, Gfn, Result, ViewId, Views};
 
+use crate::failure::Failures;
 use crate::libraries::CallError;
 use crate::libraries::monitor_calls::MonitorCalls;
-use crate::monitor::Failures;
 
 /// `XENMEM_access_*` (xen/include/public/memory.h): bit 0 read, bit 1 write, bit 2 execute.
 pub(crate) fn access(rights: Accesses) -> u32 {
@@ -32,7 +32,7 @@ impl Made {
     pub(crate) fn take_away(&mut self, calls: &MonitorCalls, failures: &Failures) {
         let tell = |action: &str, result: std::result::Result<(), CallError>| {
             if let Err(error) = result {
-                tracing::error!(%error, machine = %failures.0, action, "a view could not be taken away");
+                tracing::error!(%error, machine = %failures.machine(), action, "a view could not be taken away");
             }
         };
         if !self.on && self.views.is_empty() {
@@ -50,7 +50,7 @@ impl Made {
 
 impl Views for XenViews<'_> {
     fn create(&mut self, rights: Accesses) -> Result<ViewId> {
-        let failed = |error| self.failures.of("making a view", error);
+        let failed = |error| self.failures.other("making a view", error);
         if !self.calls.views_on().map_err(failed)? {
             self.calls.set_views_on(true).map_err(failed)?;
             self.made.on = true;
@@ -61,26 +61,28 @@ impl Views for XenViews<'_> {
     }
 
     fn destroy(&mut self, view: ViewId) -> Result<()> {
-        self.calls.destroy_view(view.0).map_err(|error| self.failures.of(format!("destroying {view}"), error))?;
+        self.calls.destroy_view(view.0).map_err(|error| self.failures.other(format!("destroying {view}"), error))?;
         self.made.views.retain(|made| *made != view.0);
         Ok(())
     }
 
     fn allow(&mut self, view: ViewId, page: Gfn, rights: Accesses) -> Result<()> {
         let allowed = self.calls.set_view_access(view.0, page.get(), access(rights));
-        allowed
-            .map_err(|error| self.failures.of(format!("allowing {rights} to page {page:#x} in {view}", page = page.get()), error))
+        allowed.map_err(|error| {
+            self.failures.other(format!("allowing {rights} to page {page:#x} in {view}", page = page.get()), error)
+        })
     }
 
     fn remap(&mut self, view: ViewId, page: Gfn, instead: Option<Gfn>) -> Result<()> {
         let new = instead.map_or(u64::MAX, |page| page.get());
         let changed = self.calls.change_frame(view.0, page.get(), new);
-        changed
-            .map_err(|error| self.failures.of(format!("showing another page at {page:#x} in {view}", page = page.get()), error))
+        changed.map_err(|error| {
+            self.failures.other(format!("showing another page at {page:#x} in {view}", page = page.get()), error)
+        })
     }
 
     fn switch(&mut self, view: ViewId) -> Result<()> {
-        self.calls.switch_view(view.0).map_err(|error| self.failures.of(format!("switching to {view}"), error))
+        self.calls.switch_view(view.0).map_err(|error| self.failures.other(format!("switching to {view}"), error))
     }
 }
 

@@ -4,9 +4,9 @@ use vmi_arch_x86::X86;
 use vmi_core::{PhysAddr, Reply, Result, WriteMemory};
 
 use super::XenEvents;
+use crate::failure::Failures;
 use crate::libraries::CallError;
 use crate::libraries::monitor_calls::MonitorCalls;
-use crate::monitor::Failures;
 
 /// More requests than a ring holds.
 const MOST_WAITING: usize = 64;
@@ -25,7 +25,7 @@ pub(super) fn take_away_what_was_left(
     }
     let tell = |action: &str, result: std::result::Result<(), CallError>| {
         if let Err(error) = result {
-            tracing::debug!(%error, machine = %failures.0, action, "cleaning up behind a program that was killed");
+            tracing::debug!(%error, machine = %failures.machine(), action, "cleaning up behind a program that was killed");
         }
     };
     for vcpu in 0..vcpu_count {
@@ -40,7 +40,7 @@ pub(super) fn take_away_what_was_left(
 
 impl XenEvents<'_> {
     fn end(&mut self) {
-        let name = self.failures.0.clone();
+        let name = self.failures.machine().to_owned();
         let tell = |action: &str, error: &dyn std::fmt::Display| {
             tracing::error!(%error, machine = %name, action, "at the end of an event session");
         };

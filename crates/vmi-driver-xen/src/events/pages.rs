@@ -63,13 +63,13 @@ impl XenEvents<'_> {
             return Ok(());
         }
         let set = self.ring.calls.set_access(page.get(), 1, access(rights));
-        set.map_err(|error| self.failures.of(format!("allowing {rights} to page {:#x}", page.get()), error))
+        set.map_err(|error| self.failures.other(format!("allowing {rights} to page {:#x}", page.get()), error))
     }
 
     pub(super) fn arm_memory(&mut self, watch: MemoryWatch) -> Result<()> {
         let frames = frames(watch).ok_or_else(|| {
             let action = format!("watching {} bytes at {}", watch.len, watch.at);
-            self.failures.of(action, format!("more than {MOST_PAGES} pages at once are not watched"))
+            self.failures.other(action, format!("more than {MOST_PAGES} pages at once are not watched"))
         })?;
         for frame in frames {
             self.pages.add(frame, watch);
@@ -179,7 +179,7 @@ impl XenEvents<'_> {
         }
         known.steps = steps;
         let stepped = self.ring.calls.single_step(vcpu.0, steps);
-        stepped.map_err(|error| self.failures.of(format!("stepping {vcpu}"), error))
+        stepped.map_err(|error| self.failures.other(format!("stepping {vcpu}"), error))
     }
 }
 

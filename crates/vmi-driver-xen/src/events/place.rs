@@ -1,7 +1,7 @@
 //! Where linear addresses lie in guest-physical memory.
 
 use vmi_arch_x86::{Registers, X86};
-use vmi_core::{Driver, ErrorKind, Memory, Paging, PhysAddr, Result, VcpuId, VirtAddr, WriteMemory};
+use vmi_core::{ErrorKind, Memory, Paging, PhysAddr, Result, VcpuId, VirtAddr, WriteMemory};
 
 /// Bit 12 of CR3 tells the two tables of a process under Linux's page-table isolation apart; the kernel is in the one where it is clear
 /// (kernel: arch/x86/include/asm/processor-flags.h, `PTI_USER_PGTABLE_BIT`).

@@ -58,7 +58,7 @@ impl XenEvents<'_> {
         let back_to = if matches!(request.reason, Reason::SingleStep { .. }) { vcpu.back_to.take() } else { None };
         vcpu.asked |= reply.step;
         let prepared = self.prepare(request, reply, &mut response).map_err(|refusal| match refusal {
-            Refusal::Here(error) => self.failures.of("answering an event", error),
+            Refusal::Here(error) => self.failures.other("answering an event", error),
             Refusal::Core(error) => error,
         });
         if prepared.is_err() {
