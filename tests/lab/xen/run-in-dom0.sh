@@ -102,7 +102,7 @@ bochs)
 esac
 running=$!
 tail --pid=$running -s 0.5 -c +1 -f "$work/out" & shown=$!
-console() { cat "$work/console" 2> /dev/null | tr -d '\r'; }
+console() { { cat "$work/console" 2> /dev/null || true; } | tr -d '\r'; }
 while kill -0 $running 2> /dev/null && ! grep -qsa '^LAB [0-9.]* end' "$work/console"; do sleep 0.5; done
 sleep 0.2
 kill $running 2> /dev/null || true
