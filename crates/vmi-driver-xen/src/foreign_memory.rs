@@ -334,3 +334,6 @@ fn milliseconds() -> u64 {
     let (seconds, nanoseconds) = (u64::try_from(now.tv_sec()), u64::try_from(now.tv_nsec()));
     seconds.unwrap_or_default().wrapping_mul(1000).wrapping_add(nanoseconds.unwrap_or_default() / 1_000_000)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,12 @@
 //! The checks. Each file has a table of its own; a new file is named here twice.
 
 mod breakpoints;
+mod control;
 mod events;
 mod lab;
+mod linux;
+mod memory;
+mod registers;
 mod toolstack;
 mod views;
 
@@ -37,5 +41,17 @@ impl Check {
 
 /// All of them, in the order in which they run.
 pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
-    [lab::CHECKS, toolstack::CHECKS, events::CHECKS, breakpoints::CHECKS, views::CHECKS].into_iter().flatten()
+    [
+        lab::CHECKS,
+        toolstack::CHECKS,
+        memory::CHECKS,
+        registers::CHECKS,
+        linux::CHECKS,
+        control::CHECKS,
+        events::CHECKS,
+        breakpoints::CHECKS,
+        views::CHECKS,
+    ]
+    .into_iter()
+    .flatten()
 }
