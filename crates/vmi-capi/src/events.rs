@@ -3,8 +3,8 @@
 use core::ffi::c_void;
 use core::fmt;
 use core::mem::MaybeUninit;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use vmi::x86::Registers;

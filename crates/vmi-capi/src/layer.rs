@@ -12,7 +12,6 @@ pub trait Layer: Guest + Send + Sync {
     /// What describes its types.
     fn types(&self) -> &dyn TypeSource;
 
-
     /// The environment of a process, which still must be that process.
     fn environment(&self, process: &Process) -> Result<Vec<String>>;
 

@@ -215,10 +215,7 @@ pub unsafe extern "C" fn vmi_machine_get_memory_map(
 
 /// Whether the machine is still there: VMI_STATUS_ENDED if not. Mapped memory stays readable after its guest has ended.
 #[unsafe(no_mangle)]
-pub extern "C" fn vmi_machine_check(
-    machine: *mut vmi_machine,
-    error: Option<&mut MaybeUninit<*mut vmi_error>>,
-) -> vmi_status {
+pub extern "C" fn vmi_machine_check(machine: *mut vmi_machine, error: Option<&mut MaybeUninit<*mut vmi_error>>) -> vmi_status {
     border::call(error, || Ok(table::get(machine)?.0.vmi.driver().check()?))
 }
 

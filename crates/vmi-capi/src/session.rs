@@ -189,7 +189,10 @@ impl Session {
     /// Asks the thread what it can answer only while it does not hold an event.
     fn ask_between<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T> {
         if self.held().is_some() {
-            return Err(Failure::new(vmi_status::State, "answer the event first: traps are set and removed while the guest runs"));
+            return Err(Failure::new(
+                vmi_status::State,
+                "answer the event first: traps are set and removed while the guest runs",
+            ));
         }
         self.ask(command)
     }

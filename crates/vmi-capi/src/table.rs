@@ -75,7 +75,9 @@ fn at<T: Object>(key: usize) -> Result<Arc<T>> {
     let name = entry.name;
     let object = entry.object.clone();
     drop(table);
-    object.downcast().map_err(|_| Failure::new(vmi_status::WrongHandle, format!("a {} was expected, and this is a {name}", T::NAME)))
+    object
+        .downcast()
+        .map_err(|_| Failure::new(vmi_status::WrongHandle, format!("a {} was expected, and this is a {name}", T::NAME)))
 }
 
 /// The object behind a handle.

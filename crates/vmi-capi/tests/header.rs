@@ -38,7 +38,10 @@ fn the_header_is_what_the_sources_say() {
     }
     let committed = std::fs::read_to_string(path).unwrap();
     let differs = committed.lines().zip(made.lines()).find(|(old, new)| old != new);
-    assert!(committed == made, "run `VMI_WRITE_HEADER=1 cargo test -p vmi-capi --test header`; the first difference: {differs:?}");
+    assert!(
+        committed == made,
+        "run `VMI_WRITE_HEADER=1 cargo test -p vmi-capi --test header`; the first difference: {differs:?}"
+    );
 }
 
 #[test]
@@ -53,9 +56,11 @@ fn every_function_is_declared() {
 #[test]
 fn the_version_is_the_package_s() {
     let header = made();
-    for (name, value) in
-        [("MAJOR", env!("CARGO_PKG_VERSION_MAJOR")), ("MINOR", env!("CARGO_PKG_VERSION_MINOR")), ("PATCH", env!("CARGO_PKG_VERSION_PATCH"))]
-    {
+    for (name, value) in [
+        ("MAJOR", env!("CARGO_PKG_VERSION_MAJOR")),
+        ("MINOR", env!("CARGO_PKG_VERSION_MINOR")),
+        ("PATCH", env!("CARGO_PKG_VERSION_PATCH")),
+    ] {
         assert!(header.contains(&format!("#define VMI_VERSION_{name} {value}\n")), "{name}");
     }
 }
@@ -66,7 +71,8 @@ fn no_function_has_a_name_of_libvmi() {
     let guide = std::fs::read_to_string(root().join("../../docs/c.md")).unwrap();
     let theirs = guide.split("## Coming from LibVMI").nth(1).unwrap().split("\n## ").next().unwrap();
     let rows = theirs.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
-    let theirs: BTreeSet<_> = rows.flat_map(|cell| cell.split('`')).filter(|word| word.starts_with("vmi_")).map(str::to_owned).collect();
+    let theirs: BTreeSet<_> =
+        rows.flat_map(|cell| cell.split('`')).filter(|word| word.starts_with("vmi_")).map(str::to_owned).collect();
     assert!(theirs.len() > 150, "{}", theirs.len());
     assert_eq!(theirs.intersection(&exported()).collect::<Vec<_>>(), Vec::<&String>::new());
 }
