@@ -23,6 +23,8 @@ Tasks:
   peers volatility   Volatility's Linux plugins with the symbol files that symbol-file writes, against the guests' /proc
   peers windows      volatility3, MemProcFS and our tools on synthetic Windows machines, against what was placed in them
   python             the Python module's wheel in a fresh environment: pytest and mypy
+  capi [arguments]   the C library installed: examples and tests by gcc and clang, under AddressSanitizer and valgrind (arguments as of
+                     crates/vmi-capi/tests/run.py, such as --bench)
   demo               boot the demo's guest anew and write demo/
 
 Examples:
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         ["fuzz", seconds] if seconds.parse::<u32>().is_ok() => tasks::fuzz(seconds),
         ["peers", guest @ ..] if guest.len() < 2 => tasks::peers(guest),
         ["python"] => tasks::python(),
+        ["capi", rest @ ..] => tasks::capi(rest),
         ["demo"] => tasks::demo(),
         ["help"] | [.., "--help" | "-h"] => {
             print!("{HELP}");
