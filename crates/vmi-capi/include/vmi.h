@@ -348,6 +348,128 @@ typedef enum {
 } vmi_system;
 
 /**
+ * How an event is answered.
+ */
+typedef enum {
+  /**
+   * The guest goes on.
+   */
+  VMI_ACTION_RESUME = 0,
+  /**
+   * The vCPU runs one instruction, after which there is an event of kind VMI_EVENT_KIND_STEP.
+   */
+  VMI_ACTION_STEP = 1,
+  /**
+   * For callbacks: the guest goes on, and vmi_events_run returns.
+   */
+  VMI_ACTION_END = 2,
+} vmi_action;
+
+/**
+ * What springs a trap, or what an event is.
+ */
+typedef enum {
+  /**
+   * An instruction is about to run, found by a breakpoint instruction or what the back end has in its place.
+   */
+  VMI_EVENT_KIND_SOFTWARE_BREAKPOINT = 0,
+  /**
+   * An instruction is about to run, found by a debug register: it changes no guest memory, and there are few.
+   */
+  VMI_EVENT_KIND_HARDWARE_BREAKPOINT = 1,
+  /**
+   * Memory was written.
+   */
+  VMI_EVENT_KIND_WRITE = 2,
+  /**
+   * Memory was read.
+   */
+  VMI_EVENT_KIND_READ = 3,
+  /**
+   * Memory was read or written.
+   */
+  VMI_EVENT_KIND_ACCESS = 4,
+  /**
+   * Not for traps: the vCPU ran the one instruction that VMI_ACTION_STEP let it run.
+   */
+  VMI_EVENT_KIND_STEP = 5,
+  /**
+   * Not for traps: it stopped for another reason.
+   */
+  VMI_EVENT_KIND_STOP = 6,
+} vmi_event_kind;
+
+/**
+ * Formats of image files that can be written.
+ */
+typedef enum {
+  /**
+   * Memory at its physical address; ranges without memory are holes of the file.
+   */
+  VMI_FORMAT_RAW = 0,
+  /**
+   * LiME.
+   */
+  VMI_FORMAT_LIME = 1,
+  /**
+   * AVML, version 2.
+   */
+  VMI_FORMAT_AVML = 2,
+  /**
+   * An ELF core.
+   */
+  VMI_FORMAT_ELF = 3,
+  /**
+   * kdump, as makedumpfile writes it.
+   */
+  VMI_FORMAT_KDUMP = 4,
+} vmi_format;
+
+/**
+ * What a vmi_mapping tells.
+ */
+typedef enum {
+  /**
+   * A run of pages that are mapped one behind the other.
+   */
+  VMI_MAPPING_KIND_PAGES = 0,
+  /**
+   * A page table that was gone through before: behind it lies what lies at `target`, a virtual address.
+   */
+  VMI_MAPPING_KIND_REPEATED = 1,
+  /**
+   * Something that could not be read; see `message`. The rest goes on behind it.
+   */
+  VMI_MAPPING_KIND_UNREADABLE = 2,
+} vmi_mapping_kind;
+
+/**
+ * How virtual addresses are translated.
+ */
+typedef enum {
+  /**
+   * Not at all, or not known.
+   */
+  VMI_PAGING_MODE_NONE = 0,
+  /**
+   * 32-bit paging, two levels.
+   */
+  VMI_PAGING_MODE_BITS32 = 1,
+  /**
+   * PAE, three levels.
+   */
+  VMI_PAGING_MODE_PAE = 2,
+  /**
+   * 64-bit with four levels.
+   */
+  VMI_PAGING_MODE_LEVEL4 = 3,
+  /**
+   * 64-bit with five levels.
+   */
+  VMI_PAGING_MODE_LEVEL5 = 4,
+} vmi_paging_mode;
+
+/**
  * Why a call failed: kind, message, and how far it got. Made by the call, closed by the caller with vmi_error_close. Never changes; any thread may use it.
  */
 typedef struct vmi_error vmi_error;
