@@ -102,7 +102,7 @@ static void of_machine(vmi_machine *machine)
 	ANSWERS(VMI_STATUS_OK, vmi_machine_read(machine, regions[0].start, NULL, 0, &error));
 	ANSWERS(VMI_STATUS_NULL, vmi_machine_read(machine, regions[0].start, NULL, 1, &error));
 	ANSWERS(VMI_STATUS_OUT_OF_RANGE, vmi_machine_read(machine, 0, page, SIZE_MAX, &error));
-	ANSWERS(VMI_STATUS_OUT_OF_RANGE, vmi_machine_read(machine, UINT64_MAX - 7, page, 64, &error));
+	ANSWERS(VMI_STATUS_HOLE, vmi_machine_read(machine, UINT64_MAX - 7, page, 64, &error)); /* there is no memory even before the end */
 	CHECK(vmi_machine_read(machine, info.memory_end - 16, page, 64, &error) == VMI_STATUS_HOLE);
 	CHECK(vmi_error_done(error) == 16 && vmi_error_address(error) == info.memory_end);
 	vmi_error_close(error);
@@ -264,7 +264,7 @@ static void of_guest(vmi_guest *guest)
 	ANSWERS(VMI_STATUS_OK, vmi_guest_get_nearest_symbol(guest, at + 5, &text, &offset, &error));
 	CHECK(text && !strcmp(text, "init_task") && offset == 5);
 	vmi_string_free(text);
-	ANSWERS(VMI_STATUS_NO_SYMBOL, vmi_guest_get_nearest_symbol(guest, 0, &text, &offset, &error));
+	ANSWERS(VMI_STATUS_NULL, vmi_guest_get_nearest_symbol(guest, at, &text, NULL, &error));
 	CHECK(text == NULL);
 	ANSWERS(VMI_STATUS_OK, vmi_guest_list_symbols_at(guest, at, &symbols, &error));
 	ANSWERS(VMI_STATUS_OK, vmi_symbols_next(symbols, &symbol, &error));

@@ -1,5 +1,7 @@
 /*
- * Calls in random order with random arguments, right and wrong: random IMAGE SEED STEPS THREADS
+ * Calls in random order with random arguments, right and wrong: random TARGET SEED STEPS THREADS
+ *
+ * A running guest does not survive it: its memory is written to, anywhere.
  *
  * Whatever is passed is defined by vmi.h: handles may be of another kind, closed, NULL or garbage, as they are keys; pointers are NULL or good. With more than one thread
  * all share their handles, and strings that belong to a list are looked at only before others see it.
@@ -7,8 +9,10 @@
 #include <pthread.h>
 #include "check.h"
 
-#define POOL 64
-static void *pool[POOL];
+/* Handles that were given, by kind; what is thrown out stays open until the end. */
+enum kind { NONE, OPTIONS, MACHINE, GUEST, MEMORY, PROCESSES, THREADS, MODULES, AREAS, SYMBOLS, ERROR, OTHER, KINDS };
+#define POOL 8
+static void *pool[KINDS][POOL];
 static vmi_machine *image;
 static vmi_guest *system_of_image;
 static unsigned long steps;
@@ -32,8 +36,8 @@ static uint64_t below(struct state *state, uint64_t limit)
 	return next(state) % limit;
 }
 
-/* Any handle, mostly an open one of whatever kind. */
-static void *any(struct state *state)
+/* A handle, mostly an open one of the kind that is wanted. */
+static void *any(struct state *state, enum kind wanted)
 {
 	switch (below(state, 16)) {
 	case 0:
@@ -41,23 +45,25 @@ static void *any(struct state *state)
 	case 1:
 		return (void *)(uintptr_t)next(state);
 	case 2:
-	case 3:
-	case 4:
 		return image;
-	case 5:
-	case 6:
-	case 7:
-	case 8:
+	case 3:
 		return system_of_image;
+	case 4:
+		wanted = (enum kind)below(state, KINDS);
+		break;
 	default:
-		return __atomic_load_n(&pool[below(state, POOL)], __ATOMIC_RELAXED);
+		if (wanted == MACHINE && below(state, 4))
+			return image;
+		if (wanted == GUEST && below(state, 4))
+			return system_of_image;
 	}
+	return __atomic_load_n(&pool[wanted][below(state, POOL)], __ATOMIC_RELAXED);
 }
 
-static void keep(struct state *state, void *handle)
+static void keep(struct state *state, enum kind kind, void *handle)
 {
 	if (handle)
-		__atomic_store_n(&pool[below(state, POOL)], handle, __ATOMIC_RELAXED);
+		__atomic_store_n(&pool[kind][below(state, POOL)], handle, __ATOMIC_RELAXED);
 }
 
 static uint64_t address(struct state *state)
@@ -112,26 +118,39 @@ static void look(struct state *state, vmi_status status, vmi_error *error)
 	if (below(state, 20))
 		vmi_error_close(error);
 	else
-		keep(state, error);
+		keep(state, ERROR, error);
 }
+
+/* What each call below takes first. */
+static const enum kind takes[48] = {
+	NONE, OPTIONS, OPTIONS, OPTIONS, NONE, MACHINE, MACHINE, MACHINE, MACHINE, MACHINE, MACHINE, MACHINE, GUEST, GUEST, MACHINE, MACHINE,
+	MEMORY, MEMORY, MEMORY, MEMORY, MEMORY, MEMORY, MEMORY, MEMORY, MEMORY, MEMORY, MACHINE, GUEST, PROCESSES, GUEST, GUEST, GUEST,
+	GUEST, THREADS, GUEST, GUEST, AREAS, GUEST, GUEST, GUEST, GUEST, MACHINE, MACHINE, MACHINE, OTHER, OTHER, MEMORY, ERROR,
+};
+/* And what it gives. */
+static const enum kind gives[48] = {
+	[0] = OPTIONS, [4] = MACHINE, [9] = GUEST, [10] = MEMORY, [11] = MEMORY, [12] = MEMORY, [13] = MEMORY, [27] = PROCESSES, [29] = PROCESSES,
+	[30] = PROCESSES, [32] = THREADS, [34] = MODULES, [35] = AREAS, [38] = SYMBOLS, [42] = OTHER, [43] = OTHER, [45] = OTHER, [47] = MACHINE,
+};
 
 static void step(struct state *state)
 {
+	uint64_t which = below(state, 48);
 	vmi_error *error = NULL, **place = below(state, 8) ? &error : NULL;
 	size_t length = below(state, 2) ? below(state, 64) : below(state, 3 * 4096), count = 0;
 	unsigned char *buffer = below(state, 10) ? malloc(length) : NULL; /* just as long: one byte more is found out */
 	uint64_t at = address(state), number = 0;
 	uint32_t pid = below(state, 3) ? (uint32_t)below(state, 100) : (uint32_t)next(state);
 	char *text = NULL;
-	void *handle = NULL, *self = any(state);
+	void *handle = NULL, *self = any(state, takes[which]);
 	vmi_status status = VMI_STATUS_OK;
 
-	switch (below(state, 48)) {
+	switch (which) {
 	case 0: status = vmi_options_new((vmi_options **)&handle, place); break;
 	case 1: status = vmi_options_set_raw_map(self, name(state), place); break;
 	case 2: status = vmi_options_set_road(self, name(state), place); break;
 	case 3: status = vmi_options_add_symbols(self, below(state, 4) ? NULL : name(state), place); break;
-	case 4: status = vmi_machine_open(name(state), any(state), (vmi_machine **)&handle, place); break;
+	case 4: status = vmi_machine_open(name(state), any(state, OPTIONS), (vmi_machine **)&handle, place); break;
 	case 5: { vmi_machine_info info; status = vmi_machine_get_info(self, &info, place); break; }
 	case 6: status = vmi_machine_get_name(self, &text, place); break;
 	case 7: { vmi_region regions[3]; status = vmi_machine_get_memory_map(self, regions, below(state, 4), below(state, 5) ? &count : NULL, place); break; }
@@ -198,14 +217,29 @@ static void step(struct state *state)
 	case 41: { vmi_registers registers; status = vmi_machine_get_registers(self, (uint32_t)below(state, 3), &registers, place); break; }
 	case 42: status = vmi_machine_pause(self, (vmi_pause **)&handle, place); break;
 	case 43: status = vmi_events_open(self, (vmi_events **)&handle, place); break;
-	case 44: status = vmi_events_run(self, 1, event, NULL, &number, place); break;
-	case 45: status = vmi_event_reply(self, (uint32_t)below(state, 4), NULL, place); break;
+	case 44: {
+		vmi_trap trap = { (uint32_t)below(state, 7), at, below(state, 20), NULL, 0 };
+		if (below(state, 2))
+			status = vmi_events_set_trap(self, below(state, 9) ? &trap : NULL, &number, place);
+		else
+			status = vmi_events_run(self, 1, event, NULL, &number, place);
+		break;
+	}
+	case 45:
+		if (below(state, 2))
+			status = vmi_events_next(self, below(state, 3), (vmi_event **)&handle, place);
+		else
+			status = vmi_event_reply(self, (uint32_t)below(state, 4), NULL, place);
+		break;
 	case 46:
+		self = any(state, (enum kind)below(state, KINDS));
 		/* The machine and guest of all are closed at the end only, so that most calls do something. */
 		if (self != image && self != system_of_image)
 			vmi_machine_close(self), vmi_guest_close(self), vmi_memory_close(self), vmi_processes_close(self), vmi_threads_close(self);
 		if (self != image && self != system_of_image)
 			vmi_options_close(self), vmi_modules_close(self), vmi_memory_areas_close(self), vmi_symbols_close(self), vmi_error_close(self);
+		if (below(state, 2))
+			vmi_pause_close(self), vmi_events_close(self), vmi_event_close(self);
 		place = NULL;
 		break;
 	case 47:
@@ -220,7 +254,7 @@ static void step(struct state *state)
 		CHECK(status == VMI_STATUS_OK), number += strlen(text);
 	CHECK(!handle || status == VMI_STATUS_OK);
 	vmi_string_free(text);
-	keep(state, handle);
+	keep(state, gives[which], handle);
 	free(buffer);
 }
 
@@ -260,6 +294,7 @@ int main(int argc, char **argv)
 		void *self = (void *)key;
 		vmi_machine_close(self), vmi_guest_close(self), vmi_memory_close(self), vmi_processes_close(self), vmi_threads_close(self);
 		vmi_options_close(self), vmi_modules_close(self), vmi_memory_areas_close(self), vmi_symbols_close(self), vmi_error_close(self);
+		vmi_pause_close(self), vmi_events_close(self), vmi_event_close(self);
 	}
 	printf("%" PRIu64 " calls succeeded, %" PRIu64 " failed\n", good, bad);
 	CHECK(good > 0 && bad > 0);
