@@ -114,6 +114,11 @@ fn capi_tests(steps: &mut Steps, arguments: &[&str]) {
     }
     let mut tests = command("python3", &["-B", "crates/vmi-capi/tests/run.py"]);
     tests.args(arguments).env("VMI_LAB_LIVE", "1");
+    // The Python module's tests made it.
+    let machine = target().join("nt-machine");
+    if machine.join("truth.json").exists() {
+        tests.env("VMI_NT_MACHINE", &machine);
+    }
     let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
     steps.run_counted("capi", &mut tests, last_count, |counts| *counts);
 }

@@ -4,7 +4,7 @@
     run.py [--profile PROFILE] [--keep DIRECTORY] [--steps N] [--seed N] [--only WORD]
 
 Examples and tests are built by gcc and clang from the installed pkg-config file, with warnings as errors, and run as they are, under AddressSanitizer and under valgrind: on the
-demo image, and where VMI_LAB_LIVE=1 on a live guest. What is missing is skipped. --steps is for the random test (each of its runs), whose seed is new each time and printed.
+demo image, where VMI_NT_MACHINE names a machine of nt-machine on that, and where VMI_LAB_LIVE=1 on a live guest. What is missing is skipped. --steps is for the random test (each of its runs), whose seed is new each time and printed.
 The last line counts. Exit code: 0 if nothing failed.
 """
 import argparse
@@ -230,6 +230,23 @@ def demo(report, build, built, steps, seed):
                 print(call("random", DEMO, seed, number, threads).stdout.decode().splitlines()[0])
 
 
+def windows(report, build, built):
+    """Synthetic NT layout: a machine that `nt-machine --out DIRECTORY` wrote, where VMI_NT_MACHINE names the directory."""
+    for tool in tools(build):
+        with report.check(f"process-list on a synthetic Windows machine: {tool}"):
+            if "VMI_NT_MACHINE" not in os.environ:
+                raise Skipped("VMI_NT_MACHINE names no directory of nt-machine")
+            where = Path(os.environ["VMI_NT_MACHINE"])
+            said = json.loads((where / "truth.json").read_text())["processes"]
+            names = {process["pid"]: process["name"][:14] for process in said}
+            call = runner(build, built, tool)
+            output = call("process-list", where / "memory.raw", where / "symbols/windows", good=(0, 1)).stdout.decode()
+            rows = [line.split(None, 4) for line in output.splitlines()]
+            wrong = [row for row in rows if not row[4].startswith(names.get(int(row[0]), "no such process"))]
+            if wrong or len(rows) < 3:
+                raise Failed(f"{wrong} of {len(rows)} rows")
+
+
 def static(report, build):
     with report.check("process-list linked with the static library"):
         require("gcc", "gcc")
@@ -385,6 +402,7 @@ def main():
             built = programs(every, build)
             static(report, build)
             demo(report, build, built, given.steps, given.seed)
+            windows(report, build, built)
             live(report, build, built)
             wild(report, build, built, given.seed)
             if given.bench:
