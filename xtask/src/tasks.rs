@@ -114,6 +114,31 @@ pub(crate) fn python() -> Outcome {
     Ok(steps.summary())
 }
 
+/// The C library as a user installs it: its examples and tests by two compilers, under AddressSanitizer and valgrind. What is missing for that is skipped there.
+fn capi_tests(steps: &mut Steps, arguments: &[&str]) {
+    if let Err(missing) = prerequisites::capi() {
+        println!("{missing}");
+    }
+    let mut tests = command("python3", &["-B", "crates/vmi-capi/tests/run.py"]);
+    tests.args(arguments).env("VMI_LAB_LIVE", "1");
+    // The Python module's tests made it.
+    let machine = target().join("nt-machine");
+    if machine.join("truth.json").exists() {
+        tests.env("VMI_NT_MACHINE", &machine);
+    }
+    let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
+    steps.run_counted("capi", &mut tests, last_count, |counts| *counts);
+}
+
+/// The C library alone.
+pub(crate) fn capi(arguments: &[&str]) -> Outcome {
+    prerequisites::lab()?;
+    let mut steps = Steps::new();
+    steps.run("live", &mut live_command());
+    capi_tests(&mut steps, arguments);
+    Ok(steps.summary())
+}
+
 /// Everything that a change must pass.
 pub(crate) fn test() -> Outcome {
     prerequisites::lab()?;
@@ -143,6 +168,7 @@ pub(crate) fn test() -> Outcome {
     let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
     steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
     python_tests(&mut steps);
+    capi_tests(&mut steps, &[]);
     static_checks(&mut steps);
     steps.run("examples", &mut cargo(&["build", "--release", "--examples"]));
     steps.run("demo", &mut cargo(&["run", "--release", "--example", "process-list"]));
