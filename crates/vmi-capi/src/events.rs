@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use vmi::x86::Registers;
+use vmi::x86::{Registers, X86};
 use vmi::{PhysAddr, Reply, Trap, TrapKind, VirtAddr, What};
 
 use crate::border::{self, VMI_FOREVER, VMI_UNKNOWN_ADDRESS};
@@ -83,7 +83,7 @@ impl Events {
 pub struct Event {
     vcpu: u32,
     registers: Registers,
-    what: What,
+    what: What<X86>,
     trap: Option<u64>,
     answering: Arc<Answering>,
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use vmi::x86::Registers;
+use vmi::x86::{Registers, X86};
 use vmi::{Reply, Trap, TrapId, What};
 
 use crate::error::{Failure, Result, vmi_status};
@@ -21,7 +21,7 @@ const TURN: Duration = Duration::from_millis(50);
 
 /// What is asked of the thread.
 enum Command {
-    Set(Box<Trap>, Sender<vmi::Result<u64>>),
+    Set(Box<Trap<X86>>, Sender<vmi::Result<u64>>),
     Remove(u64, Sender<vmi::Result<()>>),
     PassedOver(Sender<u64>),
     Next(Duration, Sender<vmi::Result<Option<Occurred>>>),
@@ -31,7 +31,7 @@ enum Command {
 pub(crate) struct Occurred {
     pub(crate) vcpu: u32,
     pub(crate) registers: Registers,
-    pub(crate) what: What,
+    pub(crate) what: What<X86>,
     pub(crate) trap: Option<u64>,
     pub(crate) answering: Arc<Answering>,
 }
@@ -197,7 +197,7 @@ impl Session {
         self.ask(command)
     }
 
-    pub(crate) fn set(&self, trap: Trap) -> Result<u64> {
+    pub(crate) fn set(&self, trap: Trap<X86>) -> Result<u64> {
         Ok(self.ask_between(|answer| Command::Set(Box::new(trap), answer))??)
     }
 

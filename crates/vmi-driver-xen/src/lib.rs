@@ -58,14 +58,10 @@ pub use domains::{Domain, domains};
 pub use driver::XenDriver;
 pub use foreign_memory::MappingCounters;
 pub use libraries::{CallError, InterfaceError, LibraryError};
-pub use ring::RingError;
+pub use monitor::MonitorError;
 pub use open_error::OpenError;
 pub use options::Options;
 pub use p2m::P2mError;
 #[doc(hidden)]
 pub use p2m::fuzz_p2m;
-pub use monitor::MonitorError;
-pub use open_error::OpenError;
-pub use options::Options;
-pub use p2m::P2mError;
 pub use ring::RingError;
