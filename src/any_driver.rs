@@ -4,8 +4,8 @@ use core::fmt;
 
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Capability, Control, Driver, Error, EventSession, EventSource, GuestMapping, MachineInfo, PhysAddr, ReadOp, Result, VcpuId,
-    Vcpus, WriteMemory, WriteVcpus,
+    Capability, Control, Driver, Error, EventAbilities, EventSession, EventSource, GuestMapping, MachineInfo, PhysAddr, ReadOp,
+    Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 /// Whatever back end [`open`](crate::open()) chose: a tool that works on all of them names this one type.
@@ -57,6 +57,18 @@ impl Driver for AnyDriver {
         self.0.epoch()
     }
 
+    fn reads_are_copies(&self) -> bool {
+        self.0.reads_are_copies()
+    }
+
+    fn page_tables_name_others(&self) -> bool {
+        self.0.page_tables_name_others()
+    }
+
+    fn resolve_frame(&self, named: PhysAddr) -> PhysAddr {
+        self.0.resolve_frame(named)
+    }
+
     fn reads_stop_the_guest(&self) -> bool {
         self.0.reads_stop_the_guest()
     }
@@ -104,6 +116,10 @@ impl WriteVcpus for AnyDriver {
 }
 
 impl EventSource for AnyDriver {
+    fn abilities(&self) -> Result<EventAbilities> {
+        self.require(self.events(), Capability::Events)?.abilities()
+    }
+
     fn subscribe(&self) -> Result<Box<dyn EventSession<X86> + '_>> {
         self.require(self.events(), Capability::Events)?.subscribe()
     }

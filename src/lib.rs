@@ -32,6 +32,7 @@
 //! - [`x86`] holds registers, paging modes and page walks;
 //! - [`file`](mod@file) holds the memory image formats, for reading and writing;
 //! - [`kvm`] holds running guests of QEMU: how they are found, read, written, stopped and trapped;
+//! - `xen`, with the cargo feature of that name, holds domains of Xen;
 //! - [`linux`] holds Linux guests: discovery, symbols, types, and the objects in depth;
 //! - [`windows`] holds Windows guests: the same, and symbol files.
 #![forbid(unsafe_code)]
@@ -65,6 +66,8 @@ pub use vmi_arch_x86 as x86;
 pub use vmi_core::*;
 pub use vmi_driver_file as file;
 pub use vmi_driver_kvm as kvm;
+#[cfg(feature = "xen")]
+pub use vmi_driver_xen as xen;
 pub use vmi_os_linux as linux;
 pub use vmi_os_windows as windows;
 

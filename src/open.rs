@@ -55,6 +55,11 @@ pub fn open_with(target: impl Into<Target>, options: impl Into<Options>) -> Resu
         BackEnd::Gdb => QemuDriver::gdb(address.parse::<GdbAddress>()?, &options.qemu)?,
         #[cfg(feature = "libvirt")]
         BackEnd::Libvirt => libvirt(&text, &options.qemu)?,
+        #[cfg(feature = "xen")]
+        BackEnd::Xen => {
+            return Ok(Vmi::new(AnyDriver::new(vmi_driver_xen::XenDriver::open(&address, &options.xen)?)));
+        }
+        #[allow(unreachable_patterns, reason = "with all features there is no other")]
         _ => return Err(OpenError::NoBackEnd { target: text, back_end }),
     };
     Ok(Vmi::new(AnyDriver::new(driver)))
@@ -94,6 +99,10 @@ pub enum OpenError {
     #[cfg(feature = "libvirt")]
     #[error(transparent)]
     Domain(#[from] vmi_driver_kvm::libvirt::LibvirtTargetError),
+    /// The domain of Xen could not be opened.
+    #[cfg(feature = "xen")]
+    #[error(transparent)]
+    Xen(#[from] vmi_driver_xen::OpenError),
     /// This build has no such back end.
     #[error("{target}: this build has no back end for `{back_end}:`{}; nor is there a file of that name", feature(*back_end))]
     NoBackEnd {
@@ -108,6 +117,7 @@ pub enum OpenError {
 fn feature(back_end: BackEnd) -> &'static str {
     match back_end {
         BackEnd::Libvirt => ", which comes with the cargo feature `libvirt`",
+        BackEnd::Xen => ", which comes with the cargo feature `xen`",
         _ => "",
     }
 }
@@ -119,6 +129,10 @@ mod tests {
     #[test]
     fn a_missing_back_end_is_named() {
         for (text, missing) in [("libvirt:web1", BackEnd::Libvirt), ("xen:1", BackEnd::Xen)] {
+            // A build that has the back end says something else.
+            if (missing == BackEnd::Libvirt && cfg!(feature = "libvirt")) || (missing == BackEnd::Xen && cfg!(feature = "xen")) {
+                continue;
+            }
             let error = open(text).unwrap_err();
             assert!(error.to_string().starts_with(&format!("{text}: ")), "{error}");
             assert!(error.to_string().contains(&format!("`{missing}:`")), "{error}");

@@ -18,6 +18,9 @@ pub struct Options {
     pub image: ImageOptions,
     /// For running guests of QEMU.
     pub qemu: QemuOptions,
+    /// For domains of Xen.
+    #[cfg(feature = "xen")]
+    pub xen: vmi_driver_xen::Options,
 }
 
 impl From<ImageOptions> for Options {
@@ -29,5 +32,12 @@ impl From<ImageOptions> for Options {
 impl From<QemuOptions> for Options {
     fn from(qemu: QemuOptions) -> Self {
         Self { qemu, ..Self::default() }
+    }
+}
+
+#[cfg(feature = "xen")]
+impl From<vmi_driver_xen::Options> for Options {
+    fn from(xen: vmi_driver_xen::Options) -> Self {
+        Self { xen, ..Self::default() }
     }
 }

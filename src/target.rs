@@ -6,7 +6,7 @@ use core::str::FromStr;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-/// A machine to look into: `guest.lime`, `qemu:/run/guest.qmp`, `libvirt:web1`.
+/// A machine to look into: `guest.lime`, `qemu:/run/guest.qmp`, `libvirt:web1`, `xen:web1`.
 ///
 /// As text, a target that starts with the name of a [`BackEnd`] and a colon is a machine of that kind; everything else is the path
 /// of a memory image. An image whose name looks like that is written `./qemu:image`.
@@ -42,7 +42,7 @@ pub enum BackEnd {
     Gdb,
     /// libvirt, by domain name.
     Libvirt,
-    /// Xen, by domain name or number.
+    /// Xen, by domain name, number or UUID.
     Xen,
 }
 

@@ -31,15 +31,46 @@ pub struct FoundGuest {
 
 /// The running guests of this host that this user can see: QEMU processes. Nothing is opened: another client may be talking to their sockets.
 pub fn targets() -> Vec<FoundGuest> {
-    #[allow(unused_mut, reason = "without libvirt there is nothing to add")]
+    #[allow(unused_mut, reason = "without libvirt and Xen there is nothing to add")]
     let mut guests: Vec<FoundGuest> = processes().iter().map(found).collect();
     #[cfg(feature = "libvirt")]
     for domain in domains() {
         name_domain(&mut guests, domain);
     }
+    #[cfg(feature = "xen")]
+    guests.extend(xen_domains());
     // A way to memory is no use where nothing tells what lies where.
     guests.iter_mut().filter(|guest| guest.target.is_none()).for_each(|guest| guest.roads.clear());
     guests
+}
+
+/// The domains of the Xen under which this runs, if this is its dom0 and the user is root.
+#[cfg(feature = "xen")]
+fn xen_domains() -> Vec<FoundGuest> {
+    // Without Xen there is no device, and nothing to say.
+    if !Path::new("/dev/xen/privcmd").exists() {
+        return Vec::new();
+    }
+    let found = vmi_driver_xen::domains();
+    let domains = found.inspect_err(|error| tracing::debug!(%error, "no list of Xen's domains")).unwrap_or_default();
+    domains.into_iter().map(found_domain).collect()
+}
+
+#[cfg(feature = "xen")]
+fn found_domain(domain: vmi_driver_xen::Domain) -> FoundGuest {
+    // Xen counts pages of 4 KiB.
+    let memory = format!("{} MiB", domain.info.pages >> 8);
+    let address = domain.name.clone().unwrap_or_else(|| domain.info.id.to_string());
+    FoundGuest {
+        target: Some(Target::Live { back_end: BackEnd::Xen, address }),
+        name: domain.name,
+        pid: None,
+        memory: Some(memory),
+        roads: Vec::new(),
+        control: true,
+        events: domain.info.kind == vmi_driver_xen::DomainKind::Hardware,
+        problems: Vec::new(),
+    }
 }
 
 /// The domains of the libvirt that this user reaches; none if there is none, or if it does not answer soon.

@@ -349,7 +349,9 @@ def ours(examples, symbols, image, truth, table):
             # Of 24H2 nothing but the process is known publicly; the machine's symbol file has no more.
             continue
         try:
-            answer = json.loads(run(examples / tool, "--json", "--symbols", symbols, image))
+            # Not the user's cache: an older machine of the same identity may be in it.
+            environment = {**os.environ, "XDG_CACHE_HOME": str(symbols.parent / "cache")}
+            answer = json.loads(run(examples / tool, "--json", "--symbols", symbols, image, env=environment))
             table.row("ours", tool, map(row, answer), wanted)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             table.unread("ours", tool, error)

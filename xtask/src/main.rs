@@ -6,6 +6,7 @@ mod report;
 mod step;
 mod tasks;
 mod test_output;
+mod xen;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,11 @@ Tasks:
   peers volatility   Volatility's Linux plugins with the symbol files that symbol-file writes, against the guests' /proc
   peers windows      volatility3, MemProcFS and our tools on synthetic Windows machines, against what was placed in them
   python             the Python module's wheel in a fresh environment: pytest and mypy
+  xen [check...]     the Xen driver's checks in dom0 of a real Xen, which QEMU boots; those whose names contain one of these words
+  xen --bochs [...]  the same in Bochs, whose processor has what traps on memory, single steps, breakpoints and views need
+  xen --cores        have xl write cores of two domains, which the tests of image files then read; five minutes
+  capi [arguments]   the C library installed: examples and tests by gcc and clang, under AddressSanitizer and valgrind (arguments as of
+                     crates/vmi-capi/tests/run.py, such as --bench)
   demo               boot the demo's guest anew and write demo/
 
 Examples:
@@ -47,6 +53,11 @@ fn main() -> ExitCode {
         ["fuzz", seconds] if seconds.parse::<u32>().is_ok() => tasks::fuzz(seconds),
         ["peers", guest @ ..] if guest.len() < 2 => tasks::peers(guest),
         ["python"] => tasks::python(),
+        ["xen", "--cores"] => xen::cores(),
+        ["xen", "--bochs", names @ ..] | ["xen", names @ ..] if names.iter().all(|name| !name.starts_with('-')) => {
+            xen::task(arguments.get(1..).unwrap_or_default())
+        }
+        ["capi", rest @ ..] => tasks::capi(rest),
         ["demo"] => tasks::demo(),
         ["help"] | [.., "--help" | "-h"] => {
             print!("{HELP}");

@@ -31,14 +31,41 @@ const LIBVIRT: &[(&str, &str)] = &[
     ("/usr/include/libvirt/libvirt.h", "libvirt-dev"),
 ];
 
+/// What the Xen driver's control calls are built with, and the Debian packages that have it. The lab fetches Xen itself.
+const XEN: &[(&str, &str)] = &[("/usr/include/xenctrl.h", "libxen-dev"), ("/usr/lib/llvm-*/lib/libclang.so", "libclang-dev")];
+
+/// What boots Xen in Bochs besides, and the Debian packages that have it.
+const BOCHS: &[(&str, &str)] = &[
+    ("debootstrap", "debootstrap"),
+    ("grub-mkrescue", "grub-common"),
+    ("/usr/lib/grub/i386-pc/multiboot.mod", "grub-pc-bin"),
+    ("xorriso", "xorriso"),
+];
+
 /// What compiles a kernel as a PE file with its program database, and the Debian packages that have it.
 const COMPILERS: &[(&str, &str)] = &[("clang", "clang"), ("lld-link", "lld"), ("llvm-pdbutil", "llvm")];
+
+/// What the tests of the C library need besides, and the Debian packages that have it.
+const CAPI: &[(&str, &str)] = &[
+    ("clang", "clang"),
+    ("clang++", "clang"),
+    ("g++", "g++"),
+    ("valgrind", "valgrind"),
+    ("pkg-config", "pkgconf"),
+    ("nm", "binutils"),
+];
 
 /// Components of the Rust toolchain, and a program each brings along.
 const RUST: &[(&str, &str)] = &[("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")];
 
-/// Whether there is such a program on the path (or such a file, for an absolute name).
+/// Whether there is such a program on the path (or such a file, for an absolute name, in which one `*` stands for the rest of a directory's name).
 pub(crate) fn present(program: &str) -> bool {
+    if let Some((before, rest)) = program.split_once('*') {
+        let (directory, beginning) = before.rsplit_once('/').unwrap_or((".", before));
+        let names = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let mut names = names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with(beginning));
+        return names.any(|name| Path::new(&format!("{directory}/{name}{rest}")).exists());
+    }
     std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).exists()))
 }
 
@@ -87,12 +114,36 @@ pub(crate) fn libvirt() -> Result<(), String> {
     packages(LIBVIRT)
 }
 
+/// Have what the Xen driver's control calls are built with, or say what is missing.
+///
+/// # Errors
+/// As [`lab`].
+pub(crate) fn xen() -> Result<(), String> {
+    packages(XEN)
+}
+
+/// Have what boots Xen in Bochs, or say what is missing.
+///
+/// # Errors
+/// As [`lab`].
+pub(crate) fn bochs() -> Result<(), String> {
+    packages(BOCHS)
+}
+
 /// Have what compiles a kernel as a PE file, or say what is missing.
 ///
 /// # Errors
 /// As [`lab`].
 pub(crate) fn compilers() -> Result<(), String> {
     packages(COMPILERS)
+}
+
+/// Have what the tests of the C library need besides, or say what is missing.
+///
+/// # Errors
+/// As [`lab`].
+pub(crate) fn capi() -> Result<(), String> {
+    packages(CAPI)
 }
 
 /// Have rustfmt and clippy, or say what is missing.

@@ -7,15 +7,16 @@ use crate::prerequisites;
 use crate::report::Counts;
 use crate::step::{Steps, cargo, command, root};
 use crate::test_output::TestOutput;
+use crate::xen;
 
 /// The guest whose image, made smaller, is the demo.
 const DEMO_GUEST: &str = "x64-6.12-small";
 
 /// What a task came to: true if all passed, an error if a prerequisite is missing.
-type Outcome = Result<bool, String>;
+pub(crate) type Outcome = Result<bool, String>;
 
 /// Where the lab keeps what it has fetched and made.
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     let cache = std::env::var_os("VMI_LAB_CACHE").map(PathBuf::from);
     cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache/vmi-lab"))).unwrap_or_default()
 }
@@ -72,6 +73,12 @@ fn libvirt_tests(steps: &mut Steps) {
     steps.run("libvirt clippy", &mut cargo(&arguments));
 }
 
+/// What is built only with the feature `download`.
+fn download_tests(steps: &mut Steps) {
+    let arguments = ["test", "--package", "vmi-os-windows", "--features", "download", "--lib", "--", "--show-output", "download"];
+    steps.run_counted("download", &mut cargo(&arguments), TestOutput::line, TestOutput::counts);
+}
+
 /// The Python module as a user installs it: a wheel in a fresh environment, on the demo, a live guest and a synthetic Windows machine.
 fn python_tests(steps: &mut Steps) {
     let check = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))";
@@ -107,6 +114,31 @@ pub(crate) fn python() -> Outcome {
     Ok(steps.summary())
 }
 
+/// The C library as a user installs it: its examples and tests by two compilers, under AddressSanitizer and valgrind. What is missing for that is skipped there.
+fn capi_tests(steps: &mut Steps, arguments: &[&str]) {
+    if let Err(missing) = prerequisites::capi() {
+        println!("{missing}");
+    }
+    let mut tests = command("python3", &["-B", "crates/vmi-capi/tests/run.py"]);
+    tests.args(arguments).env("VMI_LAB_LIVE", "1");
+    // The Python module's tests made it.
+    let machine = target().join("nt-machine");
+    if machine.join("truth.json").exists() {
+        tests.env("VMI_NT_MACHINE", &machine);
+    }
+    let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
+    steps.run_counted("capi", &mut tests, last_count, |counts| *counts);
+}
+
+/// The C library alone.
+pub(crate) fn capi(arguments: &[&str]) -> Outcome {
+    prerequisites::lab()?;
+    let mut steps = Steps::new();
+    steps.run("live", &mut live_command());
+    capi_tests(&mut steps, arguments);
+    Ok(steps.summary())
+}
+
 /// Everything that a change must pass.
 pub(crate) fn test() -> Outcome {
     prerequisites::lab()?;
@@ -119,7 +151,7 @@ pub(crate) fn test() -> Outcome {
     let compilers = prerequisites::compilers();
     let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
     let mut tests = cargo(&arguments);
-    tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1");
+    tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1").env("VMI_LAB_XEN_CORES", cache().join("xen/cores"));
     if steps.run("wine", &mut wine_command()) {
         tests.env("VMI_WINE_PE", wine());
     }
@@ -131,13 +163,16 @@ pub(crate) fn test() -> Outcome {
         Ok(()) => libvirt_tests(&mut steps),
         Err(missing) => steps.skip("libvirt", &missing),
     }
+    download_tests(&mut steps);
     // interleavings of the translation cache's readers and writers; its own directory, for its flags rebuild everything
     let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
     steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
     python_tests(&mut steps);
+    capi_tests(&mut steps, &[]);
     static_checks(&mut steps);
     steps.run("examples", &mut cargo(&["build", "--release", "--examples"]));
     steps.run("demo", &mut cargo(&["run", "--release", "--example", "process-list"]));
+    xen::test(&mut steps);
     fuzz_targets(&mut steps, "5");
     Ok(steps.summary())
 }
@@ -203,7 +238,7 @@ pub(crate) fn peers(what: &[&str]) -> Outcome {
 }
 
 /// Where cargo puts what it builds.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 

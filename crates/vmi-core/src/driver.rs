@@ -92,6 +92,22 @@ pub trait Driver: Send + Sync {
         None
     }
 
+    /// Whether [`Driver::read`] copies from memory that is mapped already, as a rule, so that a page cache in front of it would only cost time.
+    fn reads_are_copies(&self) -> bool {
+        false
+    }
+
+    /// Whether page tables of this guest name frames that are not guest-physical ones, so that [`Driver::resolve_frame`] has to be asked.
+    fn page_tables_name_others(&self) -> bool {
+        false
+    }
+
+    /// The guest-physical address of a frame that a page table of the guest names. The same, but for guests that know the machine's frames and keep those in
+    /// their page tables (Xen's paravirtualised domains). A frame that is not the guest's becomes an address that no memory has.
+    fn resolve_frame(&self, named: PhysAddr) -> PhysAddr {
+        named
+    }
+
     /// Whether every read stops the guest for its time. Whoever reads much then holds the guest once, around all of it: see
     /// [`Vmi::hold_for_reading`](crate::Vmi::hold_for_reading).
     fn reads_stop_the_guest(&self) -> bool {

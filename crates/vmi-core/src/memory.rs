@@ -34,6 +34,13 @@ pub trait Memory {
         at.checked_add(PAGE_SIZE.wrapping_sub(at.get() % PAGE_SIZE))
     }
 
+    /// Where the frame lies that a page table names: see [`Driver::resolve_frame`](crate::Driver::resolve_frame). Whoever follows the entries of page
+    /// tables asks this for each.
+    #[inline(always)]
+    fn resolve_frame(&self, named: Self::Addr) -> Self::Addr {
+        named
+    }
+
     /// Lends `len` bytes at `at` without copying: only where the source is frozen and mapped, and the range contiguous.
     /// `None` says nothing about whether the range can be read.
     fn slice(&self, at: Self::Addr, len: usize) -> Option<&[u8]> {

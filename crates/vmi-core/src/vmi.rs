@@ -36,6 +36,10 @@ pub struct Vmi<D: Driver> {
     ram: GuestMapping,
     frozen: bool,
     mapped: bool,
+    /// Whether the page cache is used at all.
+    cached: bool,
+    /// Whether page tables name other frames than guest-physical ones.
+    foreign_frames: bool,
     /// Counts what this handle did to the guest, on top of the driver's own epoch.
     changes: AtomicU64,
     cache: PageCache,
@@ -55,6 +59,8 @@ impl<D: Driver> Vmi<D> {
         Self {
             mapped: mapping.is_some(),
             ram: mapping.unwrap_or_else(GuestMapping::empty),
+            cached: !driver.reads_are_copies(),
+            foreign_frames: driver.page_tables_name_others(),
             frozen: driver.machine().liveness == Liveness::Frozen,
             changes: AtomicU64::new(0),
             cache: PageCache::new(bytes),
@@ -125,7 +131,7 @@ impl<D: Driver> Vmi<D> {
         if self.mapped {
             return self.read_uncached(at, buf);
         }
-        match self.epoch() {
+        match self.epoch().filter(|_| self.cached) {
             // A long run would fill the cache with what is read once, at one call of the back end a page.
             Some(_) if buf.len() > CACHED_RUN => self.driver.read(at, buf),
             Some(epoch) => self.cache.read(&self.driver, epoch, at, buf),
@@ -253,7 +259,7 @@ impl<D: Driver> Memory for Vmi<D> {
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {
-        if self.mapped || self.epoch().is_some() {
+        if self.mapped || (self.cached && self.epoch().is_some()) {
             for op in ops {
                 op.result = self.read_into(op.at, op.buf);
             }
@@ -268,6 +274,11 @@ impl<D: Driver> Memory for Vmi<D> {
             start if start <= at => at.page().checked_add(PAGE_SIZE),
             start => Some(start),
         }
+    }
+
+    #[inline(always)]
+    fn resolve_frame(&self, named: PhysAddr) -> PhysAddr {
+        if self.foreign_frames { self.driver.resolve_frame(named) } else { named }
     }
 
     fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {

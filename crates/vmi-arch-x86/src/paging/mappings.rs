@@ -295,6 +295,7 @@ where
                 Err(FaultKind::NotPresent) => {}
                 Err(kind) => return Some(Err(fault(self.root, at, level, entry_at, entry, kind))),
                 Ok(Target::Page(target)) => {
+                    let target = self.memory.resolve_frame(target);
                     let part = covers.clip(self.range);
                     return Some(Ok(Mapping::Pages(PageRun {
                         at: VirtAddr::new(part.first),
@@ -305,6 +306,7 @@ where
                     })));
                 }
                 Ok(Target::Table(next, below)) => {
+                    let next = self.memory.resolve_frame(next);
                     if let Some(item) = self.expand(below, next, covers, rights) {
                         return Some(item);
                     }

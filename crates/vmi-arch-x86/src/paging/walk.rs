@@ -57,8 +57,9 @@ where
         visit(level, entry_at, entry);
         rights = rights.through(level, entry);
         match level.decode(entry) {
-            Ok(Target::Table(next, below)) => (table, level) = (next, below),
+            Ok(Target::Table(next, below)) => (table, level) = (memory.resolve_frame(next), below),
             Ok(Target::Page(page)) => {
+                let page = memory.resolve_frame(page);
                 let at = PhysAddr::new(page.get() | at.get() & level.offset_mask());
                 return Ok(Translation { at, page_shift: level.shift, access: rights.access() });
             }

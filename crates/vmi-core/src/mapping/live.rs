@@ -1,6 +1,7 @@
 //! Guest RAM of a running machine: a part of a file that both processes map shared.
 
 use core::fmt;
+use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -142,7 +143,55 @@ pub struct LivePiece {
 /// What keeps live memory mapped: its pieces, ascending.
 struct LivePieces(Vec<LivePiece>);
 
+/// A run of guest-physical memory that a back end has mapped into this process by means of its own (Xen's foreign memory).
+#[derive(Clone, Copy, Debug)]
+pub struct RawPiece {
+    /// Where the memory is in the guest.
+    pub region: Region,
+    /// Where it is in this process.
+    pub host: *mut u8,
+    /// Whether it may be written there.
+    pub writable: bool,
+}
+
 impl GuestMapping {
+    /// Live memory that the caller has mapped, and that stays mapped as long as `keep_alive` lives. Pieces must not overlap each other in the guest.
+    ///
+    /// # Safety
+    /// While `keep_alive` lives, every piece is valid for volatile reads of its region's length, and for volatile writes if it says so, from any thread; no
+    /// reference to it exists.
+    ///
+    /// # Errors
+    /// The first piece that overlaps another.
+    pub unsafe fn raw(pieces: &[RawPiece], keep_alive: Arc<dyn Any + Send + Sync>) -> Result<Self, PieceError> {
+        let regions = pieces.iter().map(|piece| {
+            // SAFETY: as the caller promises.
+            unsafe { MappedRegion::new(piece.region, piece.host, piece.writable) }
+        });
+        Self::from_regions(regions.collect(), Liveness::Live, keep_alive)
+    }
+
+    /// Several mappings of live memory as one. They must not overlap each other in the guest.
+    ///
+    /// # Errors
+    /// The first piece that overlaps another.
+    pub fn join(parts: Vec<Self>) -> Result<Self, PieceError> {
+        let mut regions: Vec<MappedRegion> = parts.iter().flat_map(|part| part.shared.regions.iter().copied()).collect();
+        regions.sort_by_key(|region| region.start);
+        // What is one run in the guest and in this process is one region.
+        regions.dedup_by(|next, last| {
+            let follows = last.start.checked_add(last.len) == Some(next.start)
+                && last.writable == next.writable
+                && last.host.wrapping_add(usize::try_from(last.len).unwrap_or(usize::MAX)) == next.host;
+            if follows && let Some(region) = Region::new(PhysAddr::new(last.start), last.len.saturating_add(next.len)) {
+                // SAFETY: both runs stay mapped as long as the parts, which the result keeps, and they are one behind the other.
+                *last = unsafe { MappedRegion::new(region, last.host, last.writable) };
+            }
+            follows
+        });
+        Self::from_regions(regions, Liveness::Live, Arc::new(parts))
+    }
+
     /// Maps `pieces` of the RAM of a running machine. Pieces must not overlap each other in the guest; several may show the same bytes.
     ///
     /// # Errors
@@ -267,6 +316,38 @@ mod tests {
         let mut word = [0; 8];
         guest.read_into(PhysAddr::new(8), &mut word).unwrap();
         assert_eq!(u64::from_ne_bytes(word), 7);
+    }
+
+    #[test]
+    fn raw_pieces_are_read_written_and_joined() {
+        let mut words = vec![0u64; 4 * 512];
+        let host = words.as_mut_ptr().cast::<u8>();
+        let raw = |start: u64, pages: u64, page: usize, writable| RawPiece {
+            region: Region::new(PhysAddr::new(start), pages * 4096).unwrap(),
+            host: host.wrapping_add(page * 4096),
+            writable,
+        };
+        let keep_alive: Arc<dyn Any + Send + Sync> = Arc::new(words);
+        // SAFETY: the pieces lie within the words, which the mappings keep, and to which nobody else refers.
+        let part = |pieces: &[RawPiece]| unsafe { GuestMapping::raw(pieces, Arc::clone(&keep_alive)) };
+        let guest = GuestMapping::join(vec![
+            part(&[raw(0x2000, 1, 1, true), raw(0x8000, 1, 3, false)]).unwrap(),
+            part(&[raw(0x1000, 1, 0, true)]).unwrap(),
+        ])
+        .unwrap();
+        assert_eq!(guest.memory_map().regions().len(), 2);
+        guest.write(PhysAddr::new(0x1ffe), b"both").unwrap();
+        let mut back = [0; 4];
+        guest.read_into(PhysAddr::new(0x1ffe), &mut back).unwrap();
+        assert_eq!(&back, b"both");
+        assert!(matches!(guest.write(PhysAddr::new(0x8000), b"x").unwrap_err().kind(), ErrorKind::ReadOnly { .. }));
+        assert!(
+            matches!(guest.read_into(PhysAddr::new(0x2ffe), &mut back).unwrap_err().kind(), ErrorKind::Hole { at } if at.get() == 0x3000)
+        );
+        let overlap = part(&[raw(0, 2, 0, true), raw(0x1000, 1, 2, true)]);
+        assert!(matches!(overlap, Err(PieceError::Overlap { .. })));
+        let twice = vec![part(&[raw(0, 2, 0, true)]).unwrap(), part(&[raw(0x1000, 1, 2, true)]).unwrap()];
+        assert!(GuestMapping::join(twice).is_err());
     }
 
     #[test]

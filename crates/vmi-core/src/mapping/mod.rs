@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::{Error, Liveness, MemoryMap, PhysAddr, Region, Result};
-pub use live::{LivePiece, SharedRam};
+pub use live::{LivePiece, RawPiece, SharedRam};
 #[cfg(target_os = "linux")]
 pub(crate) use private::{BLOCK, Budget, PrivateMemory};
 

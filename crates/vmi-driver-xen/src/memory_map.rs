@@ -1,0 +1,110 @@
+//! Where an HVM or PVH domain has memory.
+//!
+//! Xen tells how many pages a domain has and the highest frame number in use, but not which lie between. So it is asked for the type of each frame
+//! (`XEN_DOMCTL_getpageframeinfo3`), 1024 at a time: from the bottom up as far as the domain would reach if it had no holes, then from the top down, until all
+//! pages are found. RAM starts at zero, and below 4 GiB the highest frames are those of devices and Xen's own, so this mostly ends after the first part of the top.
+
+use vmi_core::{MemoryMap, PAGE_SIZE, PhysAddr, Region};
+
+/// `XEN_DOMCTL_PFINFO_LTAB_MASK` and the types of a frame that has no memory: none, broken (domctl.h).
+const TYPE: u64 = 0xf << 28;
+const NO_PAGE: u64 = 0xf << 28;
+const BROKEN: u64 = 0xd << 28;
+
+/// Frames that are asked for at once; Xen's bound is 1024 (xen/arch/x86/domctl.c).
+pub(crate) const BATCH: u64 = 1024;
+
+/// Frames that are looked at: 4 TiB of addresses.
+const MAX_FRAMES: u64 = 1 << 30;
+
+/// Whether the type of a frame says that there is memory.
+pub(crate) fn is_memory(kind: u64) -> bool {
+    !matches!(kind & TYPE, NO_PAGE | BROKEN)
+}
+
+/// The memory map of a domain that has `pages` pages and no frame above `last`. `present` replaces each of up to [`BATCH`] frame numbers by whether there is memory.
+pub(crate) fn find<E>(
+    pages: u64,
+    last: u64,
+    mut present: impl FnMut(core::ops::Range<u64>) -> Result<Vec<bool>, E>,
+) -> Result<MemoryMap, E> {
+    let end = last.saturating_add(1).min(MAX_FRAMES);
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    let mut found = 0u64;
+    let mut look = |range: core::ops::Range<u64>, found: &mut u64| -> Result<(), E> {
+        for (frame, is_there) in range.clone().zip(present(range)?) {
+            if !is_there {
+                continue;
+            }
+            *found = found.saturating_add(1);
+            match runs.last_mut() {
+                Some((first, count)) if first.saturating_add(*count) == frame => *count = count.saturating_add(1),
+                _ => runs.push((frame, 1)),
+            }
+        }
+        Ok(())
+    };
+    let bottom = pages.next_multiple_of(BATCH).min(end);
+    let mut next = 0u64;
+    while next < bottom {
+        let stop = next.saturating_add(BATCH).min(bottom);
+        look(next..stop, &mut found)?;
+        next = stop;
+    }
+    let mut top = end;
+    while top > bottom && found < pages {
+        let start = top.saturating_sub(BATCH).max(bottom);
+        look(start..top, &mut found)?;
+        top = start;
+    }
+    let region =
+        |(first, count): (u64, u64)| Region::new(PhysAddr::new(first.saturating_mul(PAGE_SIZE)), count.saturating_mul(PAGE_SIZE));
+    Ok(MemoryMap::new(runs.into_iter().filter_map(region)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn map_of(frames: &[core::ops::Range<u64>]) -> MemoryMap {
+        MemoryMap::new(
+            frames.iter().filter_map(|run| Region::new(PhysAddr::new(run.start * PAGE_SIZE), (run.end - run.start) * PAGE_SIZE)),
+        )
+    }
+
+    #[test]
+    fn the_top_is_found_without_looking_at_the_hole() {
+        let mut asked = 0;
+        // A PVH domain of 128 MiB with its special pages below 4 GiB.
+        let frames = [0..0x8000, 0xfeff8..0xff000];
+        let map = find::<()>(0x8008, 0xfefff, |range| {
+            asked += range.end - range.start;
+            Ok(range.map(|frame| frames.iter().any(|run| run.contains(&frame))).collect())
+        });
+        assert_eq!(map.unwrap(), map_of(&frames));
+        assert!(asked < 0x9000, "{asked:#x} frames");
+    }
+
+    #[test]
+    fn types_tell_what_is_memory() {
+        assert!(is_memory(0) && is_memory(0x1 << 28) && is_memory(0xe << 28));
+        assert!(!is_memory(0xf << 28) && !is_memory(0xd << 28));
+    }
+
+    proptest! {
+        #[test]
+        fn all_memory_is_found(runs in proptest::collection::vec((0..20_000u64, 1..600u64), 0..12)) {
+            let there = |frame: u64| runs.iter().any(|(first, count)| (*first..first + count).contains(&frame));
+            let pages = (0..21_000).filter(|frame| there(*frame)).count() as u64;
+            let last = (0..21_000).rev().find(|frame| there(*frame)).unwrap_or(0);
+            let map = find::<()>(pages, last, |range| {
+                assert!(range.end - range.start <= BATCH);
+                Ok(range.map(there).collect())
+            });
+            let expected = MemoryMap::new(runs.iter().filter_map(|(first, count)| Region::new(PhysAddr::new(first * PAGE_SIZE), count * PAGE_SIZE)));
+            prop_assert_eq!(map.unwrap(), expected);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! From a name to a domain that can be read.
+
+use std::sync::Arc;
+
+use vmi_core::{Error, GuestMapping, Liveness, MachineInfo, MemoryMap, PAGE_SIZE};
+
+use crate::domain_info::DomainKind;
+use crate::domains::{self, Domain};
+use crate::driver::Parts;
+use crate::execution::Execution;
+use crate::failure::Failures;
+use crate::foreign_memory::{Frames, GuestMemory, Mapper, XenMapper};
+use crate::frames::{Machine, Paravirtual, Same};
+use crate::libraries::control::Control;
+use crate::libraries::foreign_memory::ForeignMemory;
+use crate::{CallError, OpenError, Options, memory_map};
+
+/// Words of a domain's interface: only 64-bit PV domains are understood.
+const WIDE: u32 = 8;
+
+/// Pages that are mapped in one call when a domain is mapped as a whole.
+const PAGES_AT_ONCE: u64 = 16 << 10;
+
+pub(crate) fn open(text: &str, options: &Options) -> Result<Parts, OpenError> {
+    let control = Arc::new(Control::open()?);
+    let domain = domains::find(&control, domains::names().as_ref(), text)?;
+    if domain.info.dying {
+        return Err(OpenError::Dying { domain: domain.to_string() });
+    }
+    let kind = domain.info.kind;
+    let name = format!("Xen domain {domain} ({kind})");
+    let failures = Failures::new(&name);
+    let memory = ForeignMemory::open()?;
+    let number = domain.info.id;
+    // Numbers of domains have 15 bits (xen.h, DOMID_FIRST_RESERVED).
+    let short = u16::try_from(number).map_err(|_| OpenError::Dying { domain: domain.to_string() })?;
+
+    let (map, frames, paravirtual): (_, Box<dyn Frames>, _) = match kind {
+        DomainKind::Hardware => (hardware_map(&control, &memory, &domain, &failures)?, Box::new(Same), None),
+        DomainKind::Paravirtual => {
+            let width = control.guest_width(number).map_err(|error| call(&domain, "asking for its width", error))?;
+            if width != WIDE {
+                return Err(OpenError::Narrow { domain: domain.to_string(), width });
+            }
+            let machine = Machine { memory: Arc::clone(&memory), domain: number, failures: failures.clone() };
+            let list = Paravirtual::new(machine, domain.info.shared_info_frame, domain.info.pages)
+                .map_err(|source| OpenError::Frames { domain: domain.to_string(), source })?;
+            let list = Arc::new(list);
+            (MemoryMap::new(list.regions()), Box::new(Arc::clone(&list)), Some(list))
+        }
+    };
+    let mapper = XenMapper { memory, domain: number, failures: failures.clone() };
+    let whole = options.map_whole.then(|| map_whole(&mapper, &*frames, &map)).transpose().map_err(OpenError::Map)?;
+    let execution = Execution::new(Arc::clone(&control), short, options.guardian, failures.clone());
+    Ok(Parts {
+        machine: MachineInfo { name, memory: map, liveness: Liveness::Live, notes: Vec::new() },
+        memory: GuestMemory::new(mapper, frames, failures.clone(), options.limits),
+        whole,
+        paravirtual,
+        execution,
+        control,
+        failures,
+        domain,
+    })
+}
+
+fn call(domain: &Domain, action: &'static str, source: CallError) -> OpenError {
+    OpenError::Call { domain: domain.to_string(), kind: domain.info.kind, action, source }
+}
+
+/// The memory map of an HVM or PVH domain.
+fn hardware_map(
+    control: &Control,
+    memory: &Arc<ForeignMemory>,
+    domain: &Domain,
+    failures: &Failures,
+) -> Result<MemoryMap, OpenError> {
+    let number = domain.info.id;
+    let last = last_frame(control, domain)?;
+    memory_map::find(domain.info.pages, last, |range| {
+        let mut frames: Vec<u64> = range.clone().collect();
+        match control.page_types(number, &mut frames) {
+            Some(Ok(())) => Ok(frames.into_iter().map(memory_map::is_memory).collect()),
+            Some(Err(error)) => Err(call(domain, "asking for the types of its pages", error)),
+            // A library that does not offer it: what can be mapped is there.
+            None => {
+                let frames: Vec<u64> = range.collect();
+                let mapped = memory.map(number, &frames, false);
+                let mapped = mapped.map_err(|error| OpenError::Map(failures.call("looking for its memory", error)))?;
+                Ok((0..frames.len()).map(|index| mapped.is_there(index)).collect())
+            }
+        }
+    })
+}
+
+/// The highest frame number in use, by the crate `xenctrl` where it finds its library.
+fn last_frame(control: &Control, domain: &Domain) -> Result<u64, OpenError> {
+    let number = domain.info.id;
+    if let Ok(last) = xenctrl::XenControl::new_default().and_then(|toolstack| toolstack.domain_maximum_gpfn(number)) {
+        return Ok(last);
+    }
+    control.maximum_gpfn(number).map_err(|error| call(domain, "asking for its last frame", error))
+}
+
+/// All of a domain's memory, mapped.
+fn map_whole(mapper: &XenMapper, frames: &dyn Frames, map: &MemoryMap) -> Result<GuestMapping, Error> {
+    let mut parts = Vec::new();
+    for region in map.regions() {
+        let mut page = region.start().get() / PAGE_SIZE;
+        let end = region.end().get() / PAGE_SIZE;
+        while page < end {
+            let count = PAGES_AT_ONCE.min(end.saturating_sub(page));
+            let pages: Vec<u64> = (page..page.saturating_add(count)).collect();
+            let mut named = Vec::with_capacity(pages.len());
+            // The list of a PV domain is asked for a chunk at a time.
+            for chunk in pages.chunk_by(|a, b| a / crate::foreign_memory::CHUNK_PAGES == b / crate::foreign_memory::CHUNK_PAGES) {
+                if let Some(first) = chunk.first() {
+                    frames.frames(*first, chunk.len(), &mut named)?;
+                }
+            }
+            parts.push(mapper.map(&pages, &named, false)?);
+            page = page.saturating_add(count);
+        }
+    }
+    GuestMapping::join(parts).map_err(|error| mapper.failures.other("mapping its memory", error))
+}

@@ -1,0 +1,56 @@
+//! The checks. Each file has a table of its own; a new file is named here twice.
+
+mod breakpoints;
+mod control;
+mod events;
+mod lab;
+mod linux;
+mod memory;
+mod registers;
+mod toolstack;
+mod views;
+
+use std::time::Duration;
+
+use crate::context::Context;
+
+/// What a check comes to. [`crate::context::Skip`] as its error means that it could not be made here.
+pub(crate) type CheckResult = anyhow::Result<()>;
+
+/// A check. What it prints is shown with its result.
+#[derive(Debug)]
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&Context) -> CheckResult,
+    /// After which it is killed, and has failed.
+    pub(crate) limit: Duration,
+}
+
+impl Check {
+    /// A check that may take two minutes.
+    pub(crate) const fn new(name: &'static str, run: fn(&Context) -> CheckResult) -> Self {
+        Self { name, run, limit: Duration::from_secs(120) }
+    }
+
+    /// The same check with another limit.
+    #[allow(dead_code, reason = "what checks may need")]
+    pub(crate) const fn limit(self, seconds: u64) -> Self {
+        Self { limit: Duration::from_secs(seconds), ..self }
+    }
+}
+
+/// All of them, in the order in which they run.
+pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
+    let tables = [
+        lab::CHECKS,
+        toolstack::CHECKS,
+        memory::CHECKS,
+        registers::CHECKS,
+        linux::CHECKS,
+        control::CHECKS,
+        events::CHECKS,
+        breakpoints::CHECKS,
+        views::CHECKS,
+    ];
+    tables.into_iter().flatten()
+}

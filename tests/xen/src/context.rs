@@ -1,0 +1,63 @@
+//! What a check can know of the machine it runs on.
+
+use std::fmt;
+
+use crate::domain::Domain;
+
+/// Why a check cannot be made here. As an error of a check, it makes it skipped instead of failed.
+#[derive(Debug)]
+pub(crate) struct Skip(pub(crate) String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// The machine.
+#[derive(Debug)]
+pub(crate) struct Context {
+    domains: Vec<String>,
+    emulator: String,
+}
+
+impl Context {
+    pub(crate) fn new() -> Self {
+        let variable = |name| std::env::var(name).unwrap_or_default();
+        Self {
+            domains: variable("XEN_LAB_DOMUS").split_whitespace().map(str::to_owned).collect(),
+            emulator: variable("XEN_LAB_EMU"),
+        }
+    }
+
+    /// The domains of this boot.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = Domain> + '_ {
+        self.domains.iter().map(|name| Domain::new(name))
+    }
+
+    /// The domain of that name: `pvh`, `pv`, `smp` (two vCPUs) or `big` (memory above 4 GiB).
+    ///
+    /// # Errors
+    /// [`Skip`] if it was not started in this boot.
+    pub(crate) fn domain(&self, name: &str) -> Result<Domain, Skip> {
+        self.domains().find(|domain| domain.name() == name).ok_or_else(|| Skip(format!("no domain {name} in this boot")))
+    }
+
+    /// What needs Intel's VMX with EPT: traps on memory, single steps, software breakpoints, views.
+    ///
+    /// # Errors
+    /// [`Skip`] in QEMU, which emulates AMD's SVM.
+    pub(crate) fn vmx(&self) -> Result<(), Skip> {
+        if self.emulator == "bochs" { Ok(()) } else { Err(Skip("needs Intel VMX with EPT: cargo xtask xen --bochs".into())) }
+    }
+
+    /// The opposite of [`Context::vmx`]: what is to be seen on a processor without VMX.
+    ///
+    /// # Errors
+    /// [`Skip`] in Bochs.
+    pub(crate) fn svm(&self) -> Result<(), Skip> {
+        if self.emulator == "bochs" { Err(Skip("needs AMD SVM: cargo xtask xen".into())) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,110 @@
+//! Xen: the driver with its control calls, and the checks that run in dom0 of a real Xen, which an emulator boots.
+
+use std::path::PathBuf;
+
+use crate::prerequisites;
+use crate::step::{Steps, cargo, command};
+use crate::tasks::{Outcome, cache, target};
+use crate::test_output::TestOutput;
+
+/// What the checks in Bochs depend on.
+const BOCHS_SOURCES: &[&str] = &[
+    "crates/vmi-core/src",
+    "crates/vmi-arch-x86/src",
+    "crates/vmi-driver-xen",
+    "crates/vmi-os-linux/src",
+    "tests/xen",
+    "tests/lab/xen",
+];
+
+/// Which emulator boots Xen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Emulator {
+    /// AMD's SVM with NPT, in less than a minute.
+    Qemu,
+    /// Intel's VMX with EPT, which traps on memory, single steps, breakpoints and views need.
+    Bochs,
+}
+
+/// Lints and unit tests of what is built only with the feature `xen`.
+fn build(steps: &mut Steps) -> bool {
+    // The whole workspace is named, so that what the crates depend on keeps its features and is not built again.
+    let arguments = ["clippy", "--workspace", "--features", "xen-checks/xen", "--all-targets", "--", "-D", "warnings"];
+    steps.run("xen clippy", &mut cargo(&arguments));
+    let arguments = ["test", "--package", "vmi-driver-xen", "--features", "xenctrl", "--no-fail-fast", "--", "--show-output"];
+    steps.run_counted("xen unit", &mut cargo(&arguments), TestOutput::line, TestOutput::counts);
+    steps.run("xen build", &mut cargo(&["build", "--release", "--package", "xen-checks", "--features", "xen"]))
+}
+
+/// Boots once and runs the checks whose names contain one of `names`; all, without any.
+fn checks(steps: &mut Steps, emulator: Emulator, names: &[&str]) -> bool {
+    let (name, word, domains) = match emulator {
+        Emulator::Qemu => ("xen", "qemu", "pvh pv"),
+        Emulator::Bochs => ("xen in Bochs", "bochs", "pvh"),
+    };
+    let mut run = command("bash", &["tests/lab/xen/run-in-dom0.sh"]);
+    run.arg(target().join("release/xen-checks")).args(names).env("XEN_LAB_EMU", word).env("XEN_LAB_DOMUS", domains);
+    steps.run_counted(name, &mut run, TestOutput::line, TestOutput::counts)
+}
+
+/// A hash of what the checks in Bochs depend on, and the file that has that of the last good run.
+fn bochs_stamp() -> Option<(String, PathBuf)> {
+    let script = "find \"$@\" -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum";
+    let output = command("bash", &["-o", "pipefail", "-c", script, "hash"]).args(BOCHS_SOURCES).output().ok()?;
+    let hash = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    Some((hash, cache().join("xen/bochs-passed")))
+}
+
+fn bochs(steps: &mut Steps, names: &[&str]) {
+    if let Err(missing) = prerequisites::bochs() {
+        return steps.skip("xen in Bochs", &missing);
+    }
+    let stamp = bochs_stamp();
+    if checks(steps, Emulator::Bochs, names)
+        && names.is_empty()
+        && let Some((hash, file)) = stamp
+    {
+        let _ = std::fs::write(file, hash); // without it the checks run again
+    }
+}
+
+/// The steps of the test command: what needs no Intel processor on every change, the rest if something changed that it depends on.
+pub(crate) fn test(steps: &mut Steps) {
+    if let Err(missing) = prerequisites::xen() {
+        return steps.skip("xen", &missing);
+    }
+    if !build(steps) {
+        return steps.skip("xen in Bochs", "the checks were not built");
+    }
+    checks(steps, Emulator::Qemu, &[]);
+    match bochs_stamp() {
+        Some((hash, file)) if std::fs::read_to_string(&file).is_ok_and(|passed| passed == hash) => {
+            steps.skip("xen in Bochs", "passed with this driver, core and lab; cargo xtask xen --bochs runs it again");
+        }
+        _ => bochs(steps, &[]),
+    }
+}
+
+/// The checks in one emulator; those whose names contain one of `names`, or all.
+pub(crate) fn task(arguments: &[&str]) -> Outcome {
+    prerequisites::lab()?;
+    prerequisites::rust()?;
+    prerequisites::xen()?;
+    let mut steps = Steps::new();
+    let (options, names): (Vec<&str>, Vec<&str>) = arguments.iter().partition(|word| word.starts_with("--"));
+    if build(&mut steps) {
+        match options.as_slice() {
+            [] => drop(checks(&mut steps, Emulator::Qemu, &names)),
+            _ => bochs(&mut steps, &names),
+        }
+    }
+    Ok(steps.summary())
+}
+
+/// Have Xen's tools write the cores that the tests of image files read.
+pub(crate) fn cores() -> Outcome {
+    prerequisites::lab()?;
+    let mut steps = Steps::new();
+    steps.run("xen cores", &mut command("bash", &["tests/lab/xen/cores.sh"]));
+    Ok(steps.summary())
+}
