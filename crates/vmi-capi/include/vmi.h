@@ -953,6 +953,50 @@ typedef struct {
 } vmi_thread;
 
 /**
+ * How a snapshot was made.
+ */
+typedef struct {
+  /**
+   * How long the guest stood still, in nanoseconds.
+   */
+  uint64_t stood_still;
+  /**
+   * How long everything took, in nanoseconds.
+   */
+  uint64_t took;
+  /**
+   * Bytes of this host's memory that the snapshot takes.
+   */
+  uint64_t resident;
+  /**
+   * Bytes of memory that the map names but that were not there.
+   */
+  uint64_t missing;
+} vmi_snapshot_report;
+
+/**
+ * A symbol. Its strings belong to the list: valid until that is closed.
+ */
+typedef struct {
+  /**
+   * Name.
+   */
+  const char *name;
+  /**
+   * The module that defines it; NULL for the kernel itself.
+   */
+  const char *module;
+  /**
+   * Address in the guest.
+   */
+  uint64_t address;
+  /**
+   * The letter of nm(1).
+   */
+  char kind;
+} vmi_symbol;
+
+/**
  * A loaded kernel module. Its string belongs to the list: valid until that is closed.
  */
 typedef struct {
@@ -1037,50 +1081,6 @@ typedef struct {
    */
   uint32_t level;
 } vmi_log_record;
-
-/**
- * How a snapshot was made.
- */
-typedef struct {
-  /**
-   * How long the guest stood still, in nanoseconds.
-   */
-  uint64_t stood_still;
-  /**
-   * How long everything took, in nanoseconds.
-   */
-  uint64_t took;
-  /**
-   * Bytes of this host's memory that the snapshot takes.
-   */
-  uint64_t resident;
-  /**
-   * Bytes of memory that the map names but that were not there.
-   */
-  uint64_t missing;
-} vmi_snapshot_report;
-
-/**
- * A symbol. Its strings belong to the list: valid until that is closed.
- */
-typedef struct {
-  /**
-   * Name.
-   */
-  const char *name;
-  /**
-   * The module that defines it; NULL for the kernel itself.
-   */
-  const char *module;
-  /**
-   * Address in the guest.
-   */
-  uint64_t address;
-  /**
-   * The letter of nm(1).
-   */
-  char kind;
-} vmi_symbol;
 
 /**
  * A running guest that was found on this host. Its strings belong to the list: valid until that is closed.
@@ -1535,16 +1535,6 @@ vmi_status vmi_machine_pause(vmi_machine *machine, vmi_pause **pause, vmi_error 
 void vmi_pause_close(vmi_pause *pause);
 
 /**
- * The registers of one vCPU.
- */
-vmi_status vmi_machine_get_registers(vmi_machine *machine, uint32_t vcpu, vmi_registers *registers, vmi_error **error);
-
-/**
- * Sets the registers of one vCPU. The guest must stand still: see vmi_machine_pause.
- */
-vmi_status vmi_machine_set_registers(vmi_machine *machine, uint32_t vcpu, const vmi_registers *registers, vmi_error **error);
-
-/**
  * The processes, kernel ones included. Closed with vmi_processes_close.
  */
 vmi_status vmi_guest_list_processes(vmi_guest *guest, vmi_processes **processes, vmi_error **error);
@@ -1617,49 +1607,14 @@ vmi_status vmi_threads_next(vmi_threads *threads, vmi_thread *thread, vmi_error 
 void vmi_threads_close(vmi_threads *threads);
 
 /**
- * The loaded kernel modules. Closed with vmi_modules_close.
+ * The registers of one vCPU.
  */
-vmi_status vmi_guest_list_modules(vmi_guest *guest, vmi_modules **modules, vmi_error **error);
+vmi_status vmi_machine_get_registers(vmi_machine *machine, uint32_t vcpu, vmi_registers *registers, vmi_error **error);
 
 /**
- * The next module; see vmi_processes_next.
+ * Sets the registers of one vCPU. The guest must stand still: see vmi_machine_pause.
  */
-vmi_status vmi_modules_next(vmi_modules *modules, vmi_module *module, vmi_error **error);
-
-/**
- * Closes a list and frees its strings. NULL and closed ones are left alone.
- */
-void vmi_modules_close(vmi_modules *modules);
-
-/**
- * The memory areas of a process, ascending. Closed with vmi_memory_areas_close.
- */
-vmi_status vmi_guest_list_memory_areas(vmi_guest *guest, uint32_t pid, vmi_memory_areas **areas, vmi_error **error);
-
-/**
- * The next memory area; see vmi_processes_next.
- */
-vmi_status vmi_memory_areas_next(vmi_memory_areas *areas, vmi_memory_area *area, vmi_error **error);
-
-/**
- * Closes a list and frees its strings. NULL and closed ones are left alone.
- */
-void vmi_memory_areas_close(vmi_memory_areas *areas);
-
-/**
- * The kernel's log, oldest record first. Closed with vmi_log_close.
- */
-vmi_status vmi_guest_read_log(vmi_guest *guest, vmi_log **log, vmi_error **error);
-
-/**
- * The next record; see vmi_processes_next.
- */
-vmi_status vmi_log_next(vmi_log *log, vmi_log_record *record, vmi_error **error);
-
-/**
- * Closes a list and frees its strings. NULL and closed ones are left alone.
- */
-void vmi_log_close(vmi_log *log);
+vmi_status vmi_machine_set_registers(vmi_machine *machine, uint32_t vcpu, const vmi_registers *registers, vmi_error **error);
 
 /**
  * The next string, which belongs to the list; see vmi_processes_next.
@@ -1715,6 +1670,51 @@ vmi_status vmi_symbols_next(vmi_symbols *symbols, vmi_symbol *symbol, vmi_error 
  * Closes a list and frees its strings. NULL and closed ones are left alone.
  */
 void vmi_symbols_close(vmi_symbols *symbols);
+
+/**
+ * The loaded kernel modules. Closed with vmi_modules_close.
+ */
+vmi_status vmi_guest_list_modules(vmi_guest *guest, vmi_modules **modules, vmi_error **error);
+
+/**
+ * The next module; see vmi_processes_next.
+ */
+vmi_status vmi_modules_next(vmi_modules *modules, vmi_module *module, vmi_error **error);
+
+/**
+ * Closes a list and frees its strings. NULL and closed ones are left alone.
+ */
+void vmi_modules_close(vmi_modules *modules);
+
+/**
+ * The memory areas of a process, ascending. Closed with vmi_memory_areas_close.
+ */
+vmi_status vmi_guest_list_memory_areas(vmi_guest *guest, uint32_t pid, vmi_memory_areas **areas, vmi_error **error);
+
+/**
+ * The next memory area; see vmi_processes_next.
+ */
+vmi_status vmi_memory_areas_next(vmi_memory_areas *areas, vmi_memory_area *area, vmi_error **error);
+
+/**
+ * Closes a list and frees its strings. NULL and closed ones are left alone.
+ */
+void vmi_memory_areas_close(vmi_memory_areas *areas);
+
+/**
+ * The kernel's log, oldest record first. Closed with vmi_log_close.
+ */
+vmi_status vmi_guest_read_log(vmi_guest *guest, vmi_log **log, vmi_error **error);
+
+/**
+ * The next record; see vmi_processes_next.
+ */
+vmi_status vmi_log_next(vmi_log *log, vmi_log_record *record, vmi_error **error);
+
+/**
+ * Closes a list and frees its strings. NULL and closed ones are left alone.
+ */
+void vmi_log_close(vmi_log *log);
 
 /**
  * How many handles are open in this process. For tests: a program that has closed all that it opened sees 0.

@@ -50,6 +50,7 @@ fn values(options: *mut vmi_options) -> Result<Values> {
 }
 
 /// For opening.
+#[allow(clippy::needless_update, reason = "with more back ends there are more options")]
 pub(crate) fn for_open(options: *mut vmi_options) -> Result<vmi::Options> {
     let Values { raw_map, allow_truncated, road, .. } = values(options)?;
     let mut image = OpenOptions::new().allow_truncated(allow_truncated);
@@ -60,7 +61,7 @@ pub(crate) fn for_open(options: *mut vmi_options) -> Result<vmi::Options> {
     if let Some(road) = road {
         qemu = qemu.road(road);
     }
-    Ok(vmi::Options { image, qemu })
+    Ok(vmi::Options { image, qemu, ..vmi::Options::default() })
 }
 
 /// For attaching.

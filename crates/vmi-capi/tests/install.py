@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds the C library and installs it: install.py PREFIX [--libdir DIRECTORY] [--profile PROFILE] [--features libvirt]
+"""Builds the C library and installs it: install.py PREFIX [--libdir DIRECTORY] [--profile PROFILE] [--features libvirt xen]
 
     PREFIX/lib/libvmi_capi.so, .so.SONAME, .so.VERSION, libvmi_capi.a
     PREFIX/include/vmi.h
@@ -79,7 +79,7 @@ if __name__ == "__main__":
     parser.add_argument("prefix")
     parser.add_argument("--libdir")
     parser.add_argument("--profile", default="release", help="cargo's, such as dev")
-    parser.add_argument("--features", nargs="*", default=[], choices=["libvirt"])
+    parser.add_argument("--features", nargs="*", default=[], choices=["libvirt", "xen"])
     given = parser.parse_args()
     try:
         print(install(given.prefix, given.libdir, given.profile, given.features))
