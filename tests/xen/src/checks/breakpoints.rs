@@ -150,7 +150,10 @@ fn touched(vmi: &Vmi<XenDriver>, domain: &Domain, held: &Held, page: usize, how:
         let What::Memory(access) = event.what() else { bail!("{:?}", event.what()) };
         ensure!(event.trap() == Some(id));
         ensure!(access.linear == Some(VirtAddr::new(linear)), "{access:?} for {linear:#x}");
-        ensure!(access.at.get() == held.frames[page] * 4096 + linear % 4096 && access.origin == Some(AccessOrigin::Linear), "{access:?}");
+        ensure!(
+            access.at.get() == held.frames[page] * 4096 + linear % 4096 && access.origin == Some(AccessOrigin::Linear),
+            "{access:?}"
+        );
         ensure!(!access.kinds.and(on).is_none(), "{access:?}");
         rips.push(event.registers().rip);
         count += 1;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use vmi::x86::{ControlRegister, Incident, Watch};
-use vmi::{EventAbility, EventSource, Events, Reply, Trap, Vcpus, VcpuId, Vmi, What};
+use vmi::{EventAbility, EventSource, Events, Reply, Trap, VcpuId, Vmi, What};
 use vmi_driver_xen::{Options, XenDriver};
 
 use super::{Check, CheckResult};
@@ -63,7 +63,9 @@ fn abilities(context: &Context) -> CheckResult {
         ensure!(there.has(ability), "{ability}");
     }
     // measured: see the lab's page
-    ensure!(there.has(EventAbility::Step) == context.vmx().is_ok() && there.has(EventAbility::MemoryAccess) == context.vmx().is_ok());
+    ensure!(
+        there.has(EventAbility::Step) == context.vmx().is_ok() && there.has(EventAbility::MemoryAccess) == context.vmx().is_ok()
+    );
     ensure!(!there.has(EventAbility::PrivilegedCall));
     if context.vmx().is_err() {
         let mut events = vmi.events()?;
@@ -212,11 +214,7 @@ fn one_at_a_time(context: &Context) -> CheckResult {
 
 /// Runs a check of this program that waits, has it killed, and says what it printed last.
 pub(super) fn kill(name: &str) -> Result<()> {
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["--one", name])
-        .env(HOLD, "1")
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut child = Command::new(std::env::current_exe()?).args(["--one", name]).env(HOLD, "1").stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.as_mut().context("no output")?), &mut line)?;
     ensure!(line == "held\n", "{line}");
@@ -237,7 +235,7 @@ fn killed(context: &Context) -> CheckResult {
     let vmi = open(&domain)?;
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::ControlRegister { register: ControlRegister::Cr3, on_change: true }))?;
-    events.next(PATIENCE)?.context("no event after the first session was killed")?;
+    drop(events.next(PATIENCE)?.context("no event after the first session was killed")?);
     drop(events);
     domain.answers(PATIENCE)
 }
