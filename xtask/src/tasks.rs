@@ -164,9 +164,12 @@ pub(crate) fn test() -> Outcome {
         Err(missing) => steps.skip("libvirt", &missing),
     }
     download_tests(&mut steps);
-    // interleavings of the translation cache's readers and writers; its own directory, for its flags rebuild everything
-    let arguments = ["test", "--package", "vmi-core", "--release", "--lib", "--target-dir", "target/loom", "tlb"];
-    steps.run_counted("loom", cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
+    // interleavings of the translation cache's readers and writers, and of the two sides of Xen's ring; in a directory of its own, for its flags rebuild
+    // everything
+    for (name, package, tests) in [("loom", "vmi-core", "tlb"), ("loom ring", "vmi-driver-xen", "ring")] {
+        let arguments = ["test", "--package", package, "--release", "--lib", "--target-dir", "target/loom", tests];
+        steps.run_counted(name, cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
+    }
     python_tests(&mut steps);
     capi_tests(&mut steps, &[]);
     static_checks(&mut steps);
