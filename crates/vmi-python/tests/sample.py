@@ -40,3 +40,24 @@ def trace(target: str, name: str) -> int:
             report = frozen.snapshot_report
             print(report.stood_still if report is not None else None)
         return events.passed_over
+
+
+def windows(target: str) -> dict[str, object]:
+    with vmi.open(target) as machine:
+        guest = machine.attach()
+        found = guest.windows
+        if found is None:
+            slide: int | None = guest.slide
+            lacking: list[str] = guest.write_isf("guest.json.xz")
+            return {"slide": slide, "lacking": lacking, "mode": guest.paging_mode, "root": guest.page_table}
+        for process in guest.processes():
+            token: vmi.Token = found.token(process)
+            groups: list[tuple[str, int]] = token.groups
+            files = [handle.name for handle in found.handles(process, on_error=print) if handle.kind == "File"]
+            images: list[str | None] = [vad.file for vad in found.vads(process) if vad.kind == "Image"]
+            print(token.user, groups, files, images)
+        hooked = [service.number for service in found.system_services() if service.outside]
+        key: vmi.RegistryKey = found.registry_key(r"\REGISTRY\MACHINE\SYSTEM")
+        names: list[str] = list(key.subkeys())
+        hives = [hive.root_path for hive in found.hives()]
+        return {value.name: value.data for value in key.subkey(names[0]).values()} | {"hooked": hooked, "hives": hives}
