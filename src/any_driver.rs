@@ -4,8 +4,8 @@ use core::fmt;
 
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Capability, Control, Driver, Error, EventSession, EventSource, GuestMapping, MachineInfo, PhysAddr, ReadOp, Result, VcpuId,
-    Vcpus, WriteMemory, WriteVcpus,
+    Capability, Control, Driver, Error, EventAbilities, EventSession, EventSource, GuestMapping, MachineInfo, PhysAddr, ReadOp,
+    Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 /// Whatever back end [`open`](crate::open()) chose: a tool that works on all of them names this one type.
@@ -116,6 +116,10 @@ impl WriteVcpus for AnyDriver {
 }
 
 impl EventSource for AnyDriver {
+    fn abilities(&self) -> Result<EventAbilities> {
+        self.require(self.events(), Capability::Events)?.abilities()
+    }
+
     fn subscribe(&self) -> Result<Box<dyn EventSession<X86> + '_>> {
         self.require(self.events(), Capability::Events)?.subscribe()
     }

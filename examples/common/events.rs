@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::Serialize;
-use vmi::x86::Registers;
-use vmi::{AnyDriver, Event, Events, Guest, Trap, VirtAddr, What};
+use vmi::x86::{Registers, X86};
+use vmi::{AnyDriver, Event, Events, Guest, Reply, Trap, TrapId, VirtAddr, What};
 
 use super::Common;
 use super::table::{Column, Row, Table};
@@ -44,13 +44,34 @@ pub fn place(guest: &dyn Guest, text: &str) -> anyhow::Result<VirtAddr> {
 }
 
 /// The trap, in the address space of a process if one is asked for.
-pub fn within(guest: &dyn Guest, trap: Trap, pid: Option<u32>) -> anyhow::Result<Trap> {
+pub fn within(guest: &dyn Guest, trap: Trap<X86>, pid: Option<u32>) -> anyhow::Result<Trap<X86>> {
     let Some(pid) = pid else { return Ok(trap) };
     let mut found = guest.processes().filter_map(Result::ok).filter(|process| process.pid == pid);
     let process = found.next().with_context(|| format!("no process {pid} in this guest"))?;
     let roots = guest.page_tables(&process);
     anyhow::ensure!(!roots.is_empty(), "process {pid} ({}) has no memory of its own: kernel threads run in any", process.name);
     Ok(roots.into_iter().fold(trap, Trap::in_address_space))
+}
+
+/// Hands events over until the limits are reached. What `seen` returns true for counts.
+pub fn each(
+    events: &mut Events<'_, AnyDriver>,
+    limits: &Limits,
+    mut seen: impl FnMut(Event<'_, '_, AnyDriver>) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let mut count = 0;
+    while limits.count.is_none_or(|most| count < most) {
+        let left =
+            limits.seconds.map_or(TURN, |seconds| Duration::from_secs_f64(seconds.max(0.0)).saturating_sub(began.elapsed()));
+        if left.is_zero() {
+            break;
+        }
+        if let Some(event) = events.next(left.min(TURN))? {
+            count += u64::from(seen(event)?);
+        }
+    }
+    Ok(())
 }
 
 /// Prints events until the limits are reached.
@@ -62,25 +83,74 @@ pub fn watch(
 ) -> anyhow::Result<ExitCode> {
     let mut table: Table = common.table(EventRow::COLUMNS);
     let began = Instant::now();
+    each(events, limits, |event| {
+        let row = EventRow::new(guest, &event, began.elapsed(), limits.registers);
+        drop(event); // the guest runs on before the row is printed
+        table.row(Ok(row))?;
+        table.show()?;
+        Ok(true)
+    })?;
+    if events.passed_over() > 0 {
+        common.note(format_args!("{} more events happened in other processes", events.passed_over()));
+    }
+    table.finish()
+}
+
+/// Prints the steps of a vCPU: of the one that springs the trap `from` first, or, without, of the one whose instructions are all events.
+pub fn stepping(
+    guest: &dyn Guest,
+    events: &mut Events<'_, AnyDriver>,
+    mut from: Option<TrapId>,
+    limits: &Limits,
+    common: &Common,
+) -> anyhow::Result<ExitCode> {
+    let mut table: Table = common.table(EventRow::COLUMNS);
+    let began = Instant::now();
+    let orders = from.is_some();
     let mut count = 0;
-    while limits.count.is_none_or(|most| count < most) {
+    let more = |count: u64| limits.count.is_none_or(|most| count < most);
+    while more(count) {
         let left =
             limits.seconds.map_or(TURN, |seconds| Duration::from_secs_f64(seconds.max(0.0)).saturating_sub(began.elapsed()));
         if left.is_zero() {
             break;
         }
-        if let Some(event) = events.next(left.min(TURN))? {
-            let row = EventRow::new(guest, &event, began.elapsed(), limits.registers);
-            drop(event); // the guest runs on before the row is printed
-            count += 1;
-            table.row(Ok(row))?;
-            table.show()?;
+        let Some(event) = events.next(left.min(TURN))? else { continue };
+        let row = EventRow::new(guest, &event, began.elapsed(), limits.registers);
+        count += 1;
+        event.reply(if orders && more(count) { Reply::step() } else { Reply::resume() })?;
+        if let Some(first) = from.take() {
+            events.remove(first)?;
         }
-    }
-    if events.passed_over() > 0 {
-        common.note(format_args!("{} more events happened in other processes", events.passed_over()));
+        table.row(Ok(row))?;
+        table.show()?;
     }
     table.finish()
+}
+
+/// Whom an event comes from.
+pub struct Who {
+    pub instruction: Hex,
+    pub symbol: Option<String>,
+    pub pid: Option<u32>,
+    pub process: Option<String>,
+}
+
+impl Who {
+    /// While the vCPU stands still: who it runs is certain.
+    pub fn of(guest: &dyn Guest, event: &Event<'_, '_, AnyDriver>) -> Self {
+        let instruction = VirtAddr::new(event.registers().rip);
+        let process = guest.running_on(event.vcpu()).ok();
+        let symbol = guest.symbols().nearest(instruction).filter(|(_, offset)| *offset < 1 << 20);
+        let symbol = symbol
+            .map(|(symbol, offset)| if offset > 0 { format!("{}+{offset:#x}", symbol.name) } else { symbol.name.to_owned() });
+        Self {
+            instruction: Hex(instruction.get()),
+            symbol,
+            pid: process.as_ref().map(|process| process.pid),
+            process: process.map(|process| process.name),
+        }
+    }
 }
 
 /// An event.
@@ -104,27 +174,24 @@ impl EventRow {
 
     fn new(guest: &dyn Guest, event: &Event<'_, '_, AnyDriver>, elapsed: Duration, all: bool) -> Self {
         let registers: &Registers = event.registers();
-        let instruction = VirtAddr::new(registers.rip);
         let (what, address) = match event.what() {
             What::Trapped { place, at } => (place.kind.to_string(), Some(at)),
             What::Stepped => ("step".to_owned(), None),
+            What::Memory(access) => ("memory access".to_owned(), access.linear),
+            What::Processor(incident) => (incident.name().to_owned(), None),
             _ => ("stop".to_owned(), None),
         };
-        // While the vCPU stands still: who it runs is certain.
-        let process = guest.running_on(event.vcpu()).ok();
-        let symbol = guest.symbols().nearest(instruction).filter(|(_, offset)| *offset < 1 << 20);
-        let symbol = symbol
-            .map(|(symbol, offset)| if offset > 0 { format!("{}+{offset:#x}", symbol.name) } else { symbol.name.to_owned() });
+        let who = Who::of(guest, event);
         Self {
             microseconds: elapsed.as_micros() as u64,
             vcpu: event.vcpu().0,
             event: what,
             address: address.map(|at| Hex(at.get())),
-            instruction: Hex(instruction.get()),
-            symbol,
+            instruction: who.instruction,
+            symbol: who.symbol,
             page_table: registers.cr3.map(Hex),
-            pid: process.as_ref().map(|process| process.pid),
-            process: process.map(|process| process.name),
+            pid: who.pid,
+            process: who.process,
             registers: all.then(|| registers.to_string()),
         }
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use vmi::kvm::{Options, QemuDriver};
 use vmi::linux::Linux;
-use vmi::x86::Registers;
+use vmi::x86::{Registers, X86};
 use vmi::{EventSource, Events, Memory, PhysAddr, Reply, Trap, VirtAddr, Vmi, What};
 
 use crate::harness::LiveGuest;
@@ -21,7 +21,7 @@ fn count(
     guest: &LiveGuest,
     events: &mut Events<'_, QemuDriver>,
     line: &str,
-    mut each: impl FnMut(What, &Registers) -> bool,
+    mut each: impl FnMut(What<X86>, &Registers) -> bool,
 ) -> (usize, String) {
     std::thread::scope(|scope| {
         let shell = scope.spawn(|| guest.sh_within(line, PATIENCE));

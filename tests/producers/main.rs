@@ -11,3 +11,4 @@ mod libvirt;
 mod places;
 mod qemu;
 mod truth;
+mod xen;

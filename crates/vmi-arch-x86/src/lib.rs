@@ -3,16 +3,18 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
 mod descriptor;
+mod event;
 mod paging;
 mod registers;
 mod segment;
 
 pub use descriptor::{Descriptor, Gate, GateKind};
+pub use event::{ControlRegister, DescriptorTable, Incident, Injection, Watch};
 pub use paging::{Mapping, Mappings, PageRun, PageTableEntry, PageTableFlags, PagingMode, RepeatedTable, Walk};
 pub use registers::{CodeMode, Registers, Table};
 pub use segment::{Segment, SegmentAttributes, SegmentKind, Segments};
 
-use vmi_core::{Architecture, Driver, PhysAddr};
+use vmi_core::{Architecture, Driver, EventAbility, PhysAddr};
 
 /// The x86 architecture: 32- and 64-bit processors of Intel, AMD and others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,9 +23,20 @@ pub struct X86;
 impl Architecture for X86 {
     type Registers = Registers;
     type Paging = PagingMode;
+    type Watch = Watch;
+    type Incident = Incident;
+    type Injection = Injection;
 
     fn runs_on(registers: &Registers, root: PhysAddr) -> Option<bool> {
         registers.runs_on(root)
+    }
+
+    fn springs(watch: &Watch, incident: &Incident) -> bool {
+        event::springs(watch, incident)
+    }
+
+    fn ability(watch: &Watch) -> EventAbility {
+        event::ability(watch)
     }
 }
 

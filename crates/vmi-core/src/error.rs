@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use crate::{Fault, PhysAddr, VirtAddr};
+use crate::{EventAbility, Fault, PhysAddr, VirtAddr};
 
 /// Result of reading, translating or interpreting guest memory.
 pub type Result<T, E = Error> = core::result::Result<T, E>;
@@ -157,6 +157,8 @@ pub enum Capability {
     WriteVcpus,
     /// Breakpoints, watchpoints and single steps ([`EventSource`](crate::EventSource)).
     Events,
+    /// One kind of event or of answer.
+    Event(EventAbility),
 }
 
 impl fmt::Display for Capability {
@@ -167,6 +169,7 @@ impl fmt::Display for Capability {
             Self::Control => "pausing and resuming the guest",
             Self::WriteVcpus => "setting vCPU registers",
             Self::Events => "breakpoints and other events",
+            Self::Event(ability) => return ability.fmt(f),
         })
     }
 }

@@ -45,7 +45,10 @@ pub use address_space::AddressSpace;
 pub use cursor::Cursor;
 pub use driver::{Control, Driver, Liveness, MachineInfo, Note, ReadOp, VcpuId, Vcpus, WriteMemory, WriteVcpus};
 pub use error::{Capability, Error, ErrorKind, Result};
-pub use event::{Event, EventSession, EventSource, Events, Occurrence, Place, Reply, Trap, TrapId, TrapKind, What};
+pub use event::{
+    AccessOrigin, Accesses, Action, Cause, Emulation, Event, EventAbilities, EventAbility, EventSession, EventSource, Events,
+    Injector, MemoryAccess, MemoryWatch, Occurrence, Place, Reply, Trap, TrapId, TrapKind, ViewId, Views, What,
+};
 pub use guest::{Guest, LogRecord, MemoryArea, Module, Process, Rows, State, Thread};
 pub use mapping::{GuestMapping, LivePiece, MappedFile, Piece, PieceError, RawPiece, SharedRam, Store};
 pub use memory::Memory;

@@ -2,12 +2,13 @@
 
 mod types;
 
+use core::convert::Infallible;
 use core::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{
-    Access, Architecture, Driver, Error, GuestMapping, Liveness, MachineInfo, Memory, MemoryMap, Note, Paging, PhysAddr, Piece,
-    Region, Result, Translation, VirtAddr, WriteMemory,
+    Access, Architecture, Driver, Error, EventAbility, GuestMapping, Liveness, MachineInfo, Memory, MemoryMap, Note, Paging,
+    PhysAddr, Piece, Region, Result, Translation, VirtAddr, WriteMemory,
 };
 
 pub use types::SyntheticTypes;
@@ -19,9 +20,20 @@ pub struct Unpaged;
 impl Architecture for Unpaged {
     type Registers = ();
     type Paging = Self;
+    type Watch = Infallible;
+    type Incident = Infallible;
+    type Injection = Infallible;
 
     fn runs_on((): &(), _root: PhysAddr) -> Option<bool> {
         None
+    }
+
+    fn springs(watch: &Infallible, _incident: &Infallible) -> bool {
+        match *watch {}
+    }
+
+    fn ability(watch: &Infallible) -> EventAbility {
+        match *watch {}
     }
 }
 

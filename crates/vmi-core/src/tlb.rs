@@ -4,15 +4,15 @@
 //! write nothing, and many threads share one cache. A slot that another thread is writing counts as a miss, and a write that
 //! meets another write is dropped: the cache may forget, never lie.
 
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::{Access, PAGE_SIZE, PhysAddr, Translation, VirtAddr};
 
 /// Slots: 1024 pages of 4 KiB, 32 KiB of memory for each address space.
-const SLOTS: usize = if cfg!(loom) { 1 } else { 1024 };
+const SLOTS: usize = if cfg!(all(test, loom)) { 1 } else { 1024 };
 
 /// `repr(align)` keeps a slot within one cache line.
 #[derive(Debug, Default)]

@@ -5,18 +5,31 @@
 use core::fmt;
 use core::hash::Hash;
 
-use crate::{Memory, PhysAddr, Result, VirtAddr};
+use crate::{EventAbility, Memory, PhysAddr, Result, VirtAddr};
 
 /// A processor architecture, as far as core must know it: which registers a vCPU has and how its paging works.
-pub trait Architecture: Copy + fmt::Debug + Send + Sync + 'static {
+pub trait Architecture: Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static {
     /// The register file of one vCPU.
     type Registers: Clone + fmt::Debug + Send + Sync + 'static;
     /// How virtual addresses become physical ones.
     type Paging: Paging;
+    /// What its processors do that a back end may be asked to report, beside running instructions and touching memory;
+    /// [`Infallible`](core::convert::Infallible) if nothing.
+    type Watch: Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static;
+    /// What a back end reports of that.
+    type Incident: Copy + Eq + fmt::Debug + Send + Sync + 'static;
+    /// An interrupt or exception that a vCPU can be given.
+    type Injection: Copy + Eq + fmt::Debug + Send + Sync + 'static;
 
     /// Whether a vCPU with these registers runs on the page tables at `root`, flags below and above the address left aside; `None` if the registers do
     /// not tell.
     fn runs_on(registers: &Self::Registers, root: PhysAddr) -> Option<bool>;
+
+    /// Whether `incident` is one that `watch` asks for.
+    fn springs(watch: &Self::Watch, incident: &Self::Incident) -> bool;
+
+    /// What a back end needs for `watch`.
+    fn ability(watch: &Self::Watch) -> EventAbility;
 }
 
 /// A paging mode: turns a virtual address into a physical one by reading page tables.

@@ -7,37 +7,49 @@ use std::sync::{Arc, Mutex};
 
 use vmi_core::synthetic::{LiveDriver, Unpaged};
 use vmi_core::{
-    Architecture, Driver, Error, ErrorKind, EventSession, EventSource, MachineInfo, Occurrence, PhysAddr, Place, Reply, Result,
-    Trap, TrapKind, VcpuId, VirtAddr, Vmi, What,
+    Accesses, Architecture, Cause, Driver, Error, ErrorKind, EventAbilities, EventAbility, EventSession, EventSource,
+    MachineInfo, MemoryAccess, Occurrence, PhysAddr, Place, Reply, Result, Trap, TrapKind, VcpuId, ViewId, VirtAddr, Vmi, What,
 };
 
 /// Registers are the page-table root alone.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Rooted;
 
 impl Architecture for Rooted {
     type Registers = Option<u64>;
     type Paging = Unpaged;
+    type Watch = core::convert::Infallible;
+    type Incident = core::convert::Infallible;
+    type Injection = core::convert::Infallible;
 
     fn runs_on(registers: &Option<u64>, root: PhysAddr) -> Option<bool> {
         registers.map(|mine| mine == root.get())
+    }
+
+    fn springs(watch: &Self::Watch, _incident: &Self::Incident) -> bool {
+        match *watch {}
+    }
+
+    fn ability(watch: &Self::Watch) -> vmi_core::EventAbility {
+        match *watch {}
     }
 }
 
 #[derive(Debug, PartialEq, Eq, Clone)]
 enum Done {
-    Arm(Place),
-    Disarm(Place),
+    Arm(Cause<Rooted>),
+    Disarm(Cause<Rooted>),
     Reply { registers: Option<Option<u64>>, step: bool },
     End,
 }
 
-type Script = VecDeque<Result<Option<Occurrence<Option<u64>>>>>;
+type Script = VecDeque<Result<Option<Occurrence<Rooted>>>>;
 
 struct Scripted {
     memory: LiveDriver<Rooted>,
     script: Mutex<Script>,
     done: Arc<Mutex<Vec<Done>>>,
+    abilities: EventAbilities,
 }
 
 struct Session<'d>(&'d Scripted);
@@ -59,6 +71,10 @@ impl Driver for Scripted {
 }
 
 impl EventSource for Scripted {
+    fn abilities(&self) -> Result<EventAbilities> {
+        Ok(self.abilities)
+    }
+
     fn subscribe(&self) -> Result<Box<dyn EventSession<Rooted> + '_>> {
         Ok(Box::new(Session(self)))
     }
@@ -71,17 +87,21 @@ impl Session<'_> {
 }
 
 impl EventSession<Rooted> for Session<'_> {
-    fn arm(&mut self, place: Place) -> Result<()> {
+    fn abilities(&self) -> EventAbilities {
+        self.0.abilities
+    }
+
+    fn arm(&mut self, place: Cause<Rooted>, _roots: &[PhysAddr]) -> Result<()> {
         self.did(Done::Arm(place));
         Ok(())
     }
 
-    fn disarm(&mut self, place: Place) -> Result<()> {
+    fn disarm(&mut self, place: Cause<Rooted>) -> Result<()> {
         self.did(Done::Disarm(place));
         Ok(())
     }
 
-    fn next(&mut self, _limit: Duration) -> Result<Option<Occurrence<Option<u64>>>> {
+    fn next(&mut self, _limit: Duration) -> Result<Option<Occurrence<Rooted>>> {
         self.0.script.lock().unwrap().pop_front().unwrap_or(Ok(None))
     }
 
@@ -99,17 +119,30 @@ impl Drop for Session<'_> {
 
 const AT: VirtAddr = VirtAddr::new(0x4000);
 const PLACE: Place = Place { kind: TrapKind::SoftwareBreakpoint, at: AT, len: 1 };
+const CAUSE: Cause<Rooted> = Cause::Place(PLACE);
 const RESUME: Done = Done::Reply { registers: None, step: false };
 const SOON: Duration = Duration::from_millis(1);
 
-fn hit(root: Option<u64>) -> Result<Option<Occurrence<Option<u64>>>> {
+fn hit(root: Option<u64>) -> Result<Option<Occurrence<Rooted>>> {
     Ok(Some(Occurrence { vcpu: VcpuId(1), registers: root, what: What::Trapped { place: PLACE, at: AT } }))
 }
 
-fn machine(script: impl IntoIterator<Item = Result<Option<Occurrence<Option<u64>>>>>) -> (Vmi<Scripted>, Arc<Mutex<Vec<Done>>>) {
+fn machine(script: impl IntoIterator<Item = Result<Option<Occurrence<Rooted>>>>) -> (Vmi<Scripted>, Arc<Mutex<Vec<Done>>>) {
     let done = Arc::new(Mutex::new(Vec::new()));
     let memory = LiveDriver::new(vec![0; 64], None);
-    (Vmi::new(Scripted { memory, script: Mutex::new(script.into_iter().collect()), done: done.clone() }), done)
+    (
+        Vmi::new(Scripted {
+            memory,
+            script: Mutex::new(script.into_iter().collect()),
+            done: done.clone(),
+            abilities: all_but_views(),
+        }),
+        done,
+    )
+}
+
+fn all_but_views() -> EventAbilities {
+    EventAbility::ALL.iter().copied().filter(|ability| *ability != EventAbility::View).collect()
 }
 
 #[test]
@@ -125,7 +158,7 @@ fn a_dropped_event_is_answered_and_a_dropped_session_ends() {
     assert!(events.next(SOON).unwrap().is_none());
     drop(events);
     let stepped = Done::Reply { registers: Some(Some(8)), step: true };
-    assert_eq!(*done.lock().unwrap(), [Done::Arm(PLACE), RESUME, stepped, Done::End]);
+    assert_eq!(*done.lock().unwrap(), [Done::Arm(CAUSE), RESUME, stepped, Done::End]);
 }
 
 #[test]
@@ -143,7 +176,7 @@ fn hits_in_other_address_spaces_are_let_go_on() {
 }
 
 #[test]
-fn a_place_is_armed_once_and_disarmed_with_its_last_trap() {
+fn a_place_is_armed_for_each_address_space_and_disarmed_with_its_last_trap() {
     let (vmi, done) = machine([hit(Some(2))]);
     let mut events = vmi.events().unwrap();
     let first = events.set(Trap::breakpoint(AT).in_address_space(PhysAddr::new(1))).unwrap();
@@ -154,9 +187,12 @@ fn a_place_is_armed_once_and_disarmed_with_its_last_trap() {
     assert_eq!(events.traps().map(|(id, _)| id).collect::<Vec<_>>(), [second]);
     events.remove(second).unwrap();
     let hardware = Trap::breakpoint(AT).hardware();
-    assert_eq!(hardware.place().kind, TrapKind::HardwareBreakpoint);
+    assert_eq!(hardware.place().unwrap().kind, TrapKind::HardwareBreakpoint);
     events.set(hardware.clone()).unwrap();
-    assert_eq!(*done.lock().unwrap(), [Done::Arm(PLACE), RESUME, Done::Disarm(PLACE), Done::Arm(hardware.place())]);
+    assert_eq!(
+        *done.lock().unwrap(),
+        [Done::Arm(CAUSE), Done::Arm(CAUSE), RESUME, Done::Disarm(CAUSE), Done::Arm(hardware.cause())]
+    );
 }
 
 #[test]
@@ -179,4 +215,55 @@ fn a_machine_that_ends_is_an_error() {
     events.set(Trap::write(AT, 8)).unwrap();
     let error = events.next(SOON).unwrap_err();
     assert_eq!(error.to_string(), "guest is gone: its process ended");
+}
+
+#[test]
+fn what_the_back_end_lacks_is_named_and_the_guest_goes_on() {
+    let (vmi, done) = machine([hit(None)]);
+    let mut events = vmi.events().unwrap();
+    events.set(Trap::breakpoint(AT)).unwrap();
+    let event = events.next(SOON).unwrap().unwrap();
+    let error = event.reply(Reply::resume().in_view(ViewId(1))).unwrap_err();
+    assert!(error.to_string().ends_with("does not support views of memory"), "{error}");
+    assert!(events.views().is_err());
+    // claimed, but not there
+    let injected = events.abilities().has(EventAbility::Inject);
+    assert!(injected);
+    assert_eq!(*done.lock().unwrap(), [Done::Arm(CAUSE), RESUME]);
+}
+
+#[test]
+fn accesses_beside_the_range_and_of_other_kinds_are_let_go_on() {
+    let touch = |at, kinds| {
+        let what = What::Memory(MemoryAccess::new(PhysAddr::new(at), kinds));
+        Ok(Some(Occurrence { vcpu: VcpuId(0), registers: Some(1), what }))
+    };
+    let script = [
+        touch(0x1007, Accesses::WRITE),
+        touch(0x1008, Accesses::READ),
+        touch(0x1010, Accesses::WRITE),
+        touch(0x100f, Accesses::ALL),
+    ];
+    let (vmi, _done) = machine(script);
+    let mut events = vmi.events().unwrap();
+    let id = events.set(Trap::memory(PhysAddr::new(0x1008), 8, Accesses::WRITE)).unwrap();
+    let event = events.next(SOON).unwrap().unwrap();
+    let What::Memory(access) = event.what() else { panic!() };
+    assert_eq!((access.at, event.trap()), (PhysAddr::new(0x100f), Some(id)));
+    drop(event);
+    assert_eq!(events.passed_over(), 3);
+}
+
+#[test]
+fn steps_that_were_asked_for_are_shown_and_others_by_address_space() {
+    let step = |root| Ok(Some(Occurrence { vcpu: VcpuId(0), registers: Some(root), what: What::Stepped }));
+    let (vmi, _done) = machine([step(5), step(4), step(5), step(4)]);
+    let mut events = vmi.events().unwrap();
+    let id = events.set(Trap::instructions(VcpuId(0)).in_address_space(PhysAddr::new(4))).unwrap();
+    let event = events.next(SOON).unwrap().unwrap();
+    assert_eq!((*event.registers(), event.trap()), (Some(4), Some(id)));
+    event.reply(Reply::step()).unwrap();
+    assert_eq!(*events.next(SOON).unwrap().unwrap().registers(), Some(5));
+    assert_eq!(*events.next(SOON).unwrap().unwrap().registers(), Some(4));
+    assert_eq!(events.passed_over(), 1);
 }

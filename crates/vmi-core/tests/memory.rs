@@ -17,9 +17,20 @@ struct Flat;
 impl Architecture for Flat {
     type Registers = ();
     type Paging = Self;
+    type Watch = core::convert::Infallible;
+    type Incident = core::convert::Infallible;
+    type Injection = core::convert::Infallible;
 
     fn runs_on((): &(), _root: PhysAddr) -> Option<bool> {
         None
+    }
+
+    fn springs(watch: &Self::Watch, _incident: &Self::Incident) -> bool {
+        match *watch {}
+    }
+
+    fn ability(watch: &Self::Watch) -> vmi_core::EventAbility {
+        match *watch {}
     }
 }
 

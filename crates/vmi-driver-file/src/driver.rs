@@ -13,6 +13,7 @@ use vmi_core::{
 
 use crate::image::Part;
 use crate::loaded::Loaded;
+use crate::machine_frames::MachineFrames;
 use crate::packed_memory::PackedMemory;
 use crate::source::Source;
 use crate::{Compression, Format, FormatError, OpenError, OpenOptions, directory};
@@ -32,6 +33,7 @@ pub struct ImageDriver {
     /// All memory but the packed one.
     plain: MemoryMap,
     registers: Vec<Registers>,
+    frames: Option<MachineFrames>,
     format: Format,
     compression: Option<Compression>,
 }
@@ -87,7 +89,8 @@ impl ImageDriver {
             return Err(wrong(FormatError::NoMemory));
         }
         let machine = MachineInfo { name: machine_name, memory, liveness: Liveness::Frozen, notes: image.notes };
-        Ok(Self { machine, mapping, indexed, packed, zeros, plain, registers: image.registers, format, compression })
+        let (registers, frames) = (image.registers, image.frames);
+        Ok(Self { machine, mapping, indexed, packed, zeros, plain, registers, frames, format, compression })
     }
 
     /// The format of the image.
@@ -200,6 +203,14 @@ impl Driver for ImageDriver {
     fn mapping(&self) -> Option<&GuestMapping> {
         // A mapping is the last word on memory, and `Vmi` caches pages only where there is none.
         (self.packed.is_none() && self.indexed.is_empty()).then_some(&self.mapping)
+    }
+
+    fn page_tables_name_others(&self) -> bool {
+        self.frames.is_some()
+    }
+
+    fn resolve_frame(&self, named: PhysAddr) -> PhysAddr {
+        self.frames.as_ref().map_or(named, |frames| frames.page_of(named))
     }
 
     fn vcpus(&self) -> Option<&dyn Vcpus<Arch = X86>> {

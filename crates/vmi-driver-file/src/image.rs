@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use vmi_arch_x86::Registers;
 use vmi_core::{MappedFile, Note, Piece, Region};
 
+use crate::machine_frames::MachineFrames;
 use crate::packed_memory::Blocks;
 use crate::source::Source;
 use crate::{FormatError, OpenOptions, RawMap, directory, sparse};
@@ -33,6 +34,8 @@ pub(crate) struct Image {
     pub(crate) packed: Option<Box<dyn Blocks>>,
     /// Registers of each vCPU in order; empty if the format keeps none.
     pub(crate) registers: Vec<Registers>,
+    /// Of a guest whose page tables hold other frames than those of its memory: which is which.
+    pub(crate) frames: Option<MachineFrames>,
     /// What else is known of the guest.
     pub(crate) notes: Vec<Note>,
     /// Where all memory of the machine is in a file of it, for a base that is such a file and cannot tell itself.

@@ -23,7 +23,7 @@ pub(crate) fn lay(upper: Image, lower: Image) -> Result<Image, FormatError> {
     for region in above {
         claims.claim(region);
     }
-    let mut image = Image { registers: upper.registers, layout: upper.layout, ..Image::default() };
+    let mut image = Image { registers: upper.registers, frames: upper.frames, layout: upper.layout, ..Image::default() };
     image.notes = if upper.notes.is_empty() { lower.notes } else { upper.notes };
     image.parts = upper.parts;
     image.zeros = upper.zeros;

@@ -50,6 +50,7 @@ mod format;
 mod image;
 mod layers;
 mod loaded;
+mod machine_frames;
 mod options;
 mod packed_memory;
 mod raw_map;

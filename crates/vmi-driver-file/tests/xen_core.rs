@@ -3,10 +3,10 @@
 
 mod builder;
 
-use builder::xen_core::{XenCore, vcpu};
+use builder::xen_core::{XenCore, frame_of, vcpu};
 use builder::{exercise, format_error, open, open_with, pattern, read, regions};
 use proptest::prelude::*;
-use vmi_core::{Driver, VcpuId};
+use vmi_core::{Driver, PhysAddr, VcpuId};
 use vmi_driver_file::{Format, FormatError, OpenOptions};
 
 fn page(number: u64) -> (u64, Vec<u8>) {
@@ -48,6 +48,22 @@ fn pages_in_any_order() {
 }
 
 #[test]
+fn machine_frames_of_a_paravirtual_domain() {
+    let named = |frame: u64, within: u64| PhysAddr::new((frame << 12) + within);
+    let vmi = open(&XenCore { paravirtual: true, ..core() }.bytes()).unwrap();
+    assert!(vmi.driver().page_tables_name_others());
+    for number in [0, 1, 2, 7, 8, 0x10_0000, 0x10_0001] {
+        assert_eq!(vmi.driver().resolve_frame(named(frame_of(number), 5)), named(number, 5));
+    }
+    // Somebody else's frame is nowhere.
+    let other = vmi.driver().resolve_frame(named(3, 0));
+    assert!(vmi.machine().memory.region_at(other).is_none());
+    let vmi = open(&core().bytes()).unwrap();
+    assert!(!vmi.driver().page_tables_name_others());
+    assert_eq!(vmi.driver().resolve_frame(named(3, 5)), named(3, 5));
+}
+
+#[test]
 fn registers_of_vcpus() {
     let mut core = core();
     core.vcpus = vec![vcpu(1000, 0x10, 0), vcpu(5000, 0x33, 0)];
@@ -64,12 +80,13 @@ fn registers_of_vcpus() {
     // In user mode the two are exchanged.
     let user = vmi.registers(VcpuId(1)).unwrap();
     assert_eq!((user.segments.gs.unwrap().base, user.kernel_gs_base), (5302, Some(5301)));
-    // A PV domain's kernel runs in ring 3, and its CR3 is a machine frame.
+    // A PV domain's kernel runs in ring 3, and its CR3 is a machine address: that of page 7 here.
     core.paravirtual = true;
-    core.vcpus = vec![vcpu(1000, 0xe033, 1 << 2), vcpu(5000, 0xe033, 0)];
+    core.vcpus = vec![vcpu((frame_of(7) << 12) - 103, 0xe033, 1 << 2), vcpu(5000, 0xe033, 0)];
     let vmi = open(&core.bytes()).unwrap();
     let kernel = vmi.registers(VcpuId(0)).unwrap();
-    assert_eq!((kernel.segments.gs.unwrap().base, kernel.cr3, kernel.cr4), (1301, None, Some(1104)));
+    assert_eq!((kernel.cr3, kernel.cr4), (Some(0x7000), Some((frame_of(7) << 12) + 1)));
+    assert_eq!(kernel.segments.gs.unwrap().base, (frame_of(7) << 12) - 103 + 301);
     assert_eq!(vmi.registers(VcpuId(1)).unwrap().segments.gs.unwrap().base, 5302);
     // Those of a 32-bit Xen.
     core.vcpus = vec![vec![0; 2800]];
@@ -138,7 +155,7 @@ proptest! {
         let vmi = open(&XenCore { paravirtual, ..XenCore::new(pages.clone()) }.bytes()).unwrap();
         for number in 0..40 {
             let expected = pages.iter().find(|(found, _)| *found == number).map(|(_, bytes)| bytes.clone());
-            prop_assert_eq!(vmi_core::Memory::read_vec(&vmi, vmi_core::PhysAddr::new(number * 4096), 4096).ok(), expected);
+            prop_assert_eq!(vmi_core::Memory::read_vec(&vmi, PhysAddr::new(number * 4096), 4096).ok(), expected);
         }
     }
 }

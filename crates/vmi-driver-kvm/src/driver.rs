@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Capability, Control, Driver, Error, EventSession, EventSource, GuestMapping, MachineInfo, PhysAddr, ReadOp, Result, VcpuId,
-    Vcpus, WriteMemory, WriteVcpus,
+    Capability, Control, Driver, Error, EventAbilities, EventSession, EventSource, GuestMapping, MachineInfo, PhysAddr, ReadOp,
+    Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 use crate::Options;
@@ -241,6 +241,10 @@ impl Control for QemuDriver {
 }
 
 impl EventSource for QemuDriver {
+    fn abilities(&self) -> Result<EventAbilities> {
+        Ok(crate::events::ABILITIES)
+    }
+
     fn subscribe(&self) -> Result<Box<dyn EventSession<X86> + '_>> {
         Ok(Box::new(GdbEvents::new(Arc::clone(&self.execution), self.failures.clone())?))
     }

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmi_arch_x86::{Registers, X86};
-use vmi_core::{ErrorKind, EventSession, Occurrence, Place, Reply, Result, TrapKind, VcpuId, VirtAddr, What};
+use vmi_core::{
+    Capability, Cause, Error, EventAbilities, EventAbility, EventSession, Occurrence, PhysAddr, Place, Reply, Result, TrapKind,
+    VcpuId, VirtAddr, What,
+};
 
 use crate::execution::{Execution, State};
 use crate::failure::Failures;
@@ -24,6 +27,14 @@ const STEP_ATTEMPTS: u32 = 16;
 
 /// How long to wait at a time while somebody else keeps the guest from running.
 const PAUSED: Duration = Duration::from_millis(20);
+
+/// What a gdb stub has.
+pub(crate) const ABILITIES: EventAbilities = EventAbilities::NONE
+    .with(EventAbility::SoftwareBreakpoint)
+    .with(EventAbility::HardwareBreakpoint)
+    .with(EventAbility::Watchpoint)
+    .with(EventAbility::SetRegisters)
+    .with(EventAbility::Step);
 
 /// An event session on one guest.
 #[derive(Debug)]
@@ -48,7 +59,7 @@ impl GdbEvents {
     }
 
     /// What a stop was, as an event; `None` if it is none of ours and the guest may go on.
-    fn occurrence(&self, client: &mut GdbClient, stop: Stop) -> Result<Option<Occurrence<Registers>>> {
+    fn occurrence(&self, client: &mut GdbClient, stop: Stop) -> Result<Option<Occurrence<X86>>> {
         if matches!(stop.reason, StopReason::Exited(_) | StopReason::Killed(_) | StopReason::Shutdown) {
             return Err(self.failures.ended(format!("the gdb stub reports {:?}", stop.reason)));
         }
@@ -174,11 +185,17 @@ fn step(client: &mut GdbClient, vcpu: VcpuId, at: VirtAddr) -> Result<Stop, gdb:
 }
 
 impl EventSession<X86> for GdbEvents {
-    fn arm(&mut self, place: Place) -> Result<()> {
-        let kind = gdb_kind(place.kind).ok_or_else(|| {
-            let back_end = format!("{} ({})", self.failures.machine(), place.kind);
-            vmi_core::Error::from(ErrorKind::Unsupported { capability: vmi_core::Capability::Events, back_end })
-        })?;
+    fn abilities(&self) -> EventAbilities {
+        ABILITIES
+    }
+
+    fn arm(&mut self, cause: Cause<X86>, _roots: &[PhysAddr]) -> Result<()> {
+        let lacks = || Error::unsupported(Capability::Event(cause.ability()), self.failures.machine());
+        let Cause::Place(place) = cause else { return Err(lacks()) };
+        let kind = gdb_kind(place.kind).ok_or_else(lacks)?;
+        if self.armed.contains(&place) {
+            return Ok(());
+        }
         self.execution.while_stopped(&format!("setting a {} at {}", place.kind, place.at), |client| {
             client.insert(kind, place.at, place.len)
         })?;
@@ -186,7 +203,8 @@ impl EventSession<X86> for GdbEvents {
         Ok(())
     }
 
-    fn disarm(&mut self, place: Place) -> Result<()> {
+    fn disarm(&mut self, cause: Cause<X86>) -> Result<()> {
+        let Cause::Place(place) = cause else { return Ok(()) };
         let Some(kind) = gdb_kind(place.kind) else { return Ok(()) };
         self.armed.retain(|armed| *armed != place);
         self.execution.while_stopped(&format!("removing a {} at {}", place.kind, place.at), |client| {
@@ -194,7 +212,7 @@ impl EventSession<X86> for GdbEvents {
         })
     }
 
-    fn next(&mut self, limit: Duration) -> Result<Option<Occurrence<Registers>>> {
+    fn next(&mut self, limit: Duration) -> Result<Option<Occurrence<X86>>> {
         let began = Instant::now();
         loop {
             let execution = Arc::clone(&self.execution);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Control, Driver, ErrorKind, GuestMapping, MachineInfo, PAGE_SIZE, PhysAddr, ReadOp, Result, VcpuId, Vcpus, WriteMemory,
-    WriteVcpus,
+    Control, Driver, ErrorKind, EventSource, GuestMapping, MachineInfo, PAGE_SIZE, PhysAddr, ReadOp, Result, VcpuId, Vcpus,
+    WriteMemory, WriteVcpus,
 };
 
 use crate::domain_info::{DomainInfo, DomainKind};
@@ -27,6 +27,7 @@ use crate::{OpenError, Options, open};
 /// | registers | save records (HVM, PVH), vCPU contexts (PV) | Xen pauses the domain for the call |
 /// | setting registers | the same; what Xen does not take is an error | the same |
 /// | pause and resume | the toolstack's pause, which Xen counts | |
+/// | events, views, injection | Xen's monitor ring, altp2m, the device-model interface; not of PV domains | the vCPU stands still for each event |
 ///
 /// If this process ends while the domain is paused, by whatever end, a guardian process lets it run on: see [`Options::guardian`].
 ///
@@ -87,6 +88,11 @@ impl XenDriver {
         // A number that was given to another domain comes with another UUID.
         info.filter(|info| info.id == id && info.uuid == self.domain.info.uuid)
             .ok_or_else(|| self.failures.ended("Xen knows no domain of its number any more"))
+    }
+
+    /// Whether guardians are wanted.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.execution.is_guarded()
     }
 
     /// How the cache of mappings has fared.
@@ -191,6 +197,11 @@ impl Driver for XenDriver {
 
     fn write_vcpus(&self) -> Option<&dyn WriteVcpus<Arch = X86>> {
         Some(self)
+    }
+
+    fn events(&self) -> Option<&dyn EventSource<Arch = X86>> {
+        // Xen reports events of domains that run in hardware only.
+        (self.domain.info.kind == DomainKind::Hardware).then_some(self)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmi_core::{Error, ErrorKind};
 
-use crate::CallError;
+use crate::{CallError, InterfaceError};
 
 /// Makes errors about one domain.
 #[derive(Clone, Debug)]
@@ -13,6 +13,20 @@ pub(crate) struct Failures(Arc<str>);
 impl Failures {
     pub(crate) fn new(machine: &str) -> Self {
         Self(machine.into())
+    }
+
+    /// The domain.
+    pub(crate) fn machine(&self) -> &str {
+        &self.0
+    }
+
+    /// A library that cannot be used, or that cannot reach Xen.
+    #[cold]
+    pub(crate) fn interface(&self, action: &str, error: InterfaceError) -> Error {
+        match error {
+            InterfaceError::Library(error) => self.other(action, error),
+            InterfaceError::Call(error) => self.call(action, error),
+        }
     }
 
     /// A call that failed. Xen says `ESRCH` of a domain that it does not know.
@@ -31,7 +45,7 @@ impl Failures {
     }
 
     #[cold]
-    pub(crate) fn other(&self, action: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-        ErrorKind::Driver { back_end: self.0.to_string(), action: action.to_owned(), source: source.into() }.into()
+    pub(crate) fn other(&self, action: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        ErrorKind::Driver { back_end: self.0.to_string(), action: action.into(), source: source.into() }.into()
     }
 }

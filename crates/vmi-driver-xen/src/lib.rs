@@ -23,24 +23,34 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 #![cfg_attr(not(feature = "xenctrl"), allow(dead_code, unused_imports))]
 
+mod breakpoints;
 mod domain_info;
 mod domains;
 #[cfg(feature = "xenctrl")]
 mod driver;
+#[cfg(feature = "xenctrl")]
+mod event_source;
+mod events;
 #[cfg(feature = "xenctrl")]
 mod execution;
 mod failure;
 mod foreign_memory;
 mod frames;
 mod guardian;
+mod inject;
 mod libraries;
 mod memory_map;
+mod monitor;
 #[cfg(feature = "xenctrl")]
 mod open;
 mod open_error;
 mod options;
 mod p2m;
 pub mod registers;
+mod ring;
+mod ring_lock;
+mod views;
+pub mod vm_event;
 
 pub use domain_info::{DomainInfo, DomainKind};
 pub use domains::{Domain, domains};
@@ -48,8 +58,10 @@ pub use domains::{Domain, domains};
 pub use driver::XenDriver;
 pub use foreign_memory::MappingCounters;
 pub use libraries::{CallError, InterfaceError, LibraryError};
+pub use monitor::MonitorError;
 pub use open_error::OpenError;
 pub use options::Options;
 pub use p2m::P2mError;
 #[doc(hidden)]
 pub use p2m::fuzz_p2m;
+pub use ring::RingError;

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use vmi::x86::Registers as Values;
-use vmi::{PhysAddr, Reply, Trap, TrapId, VirtAddr, What};
+use vmi::x86::{Registers as Values, X86};
+use vmi::{PhysAddr, Reply, TrapId, VirtAddr};
+
+type Trap = vmi::Trap<X86>;
+type What = vmi::What<X86>;
 
 use crate::errors::{ClosedError, DriverError, Raise, StateError};
 use crate::machine::{Handle, Shared};
@@ -288,10 +291,10 @@ impl Events {
         }
         let traps = self.ask(py, |traps| Command::Look(traps, channel().0))?;
         let row = |(number, trap): (u64, Trap)| {
-            let place = trap.place();
-            (number, place.kind.to_string(), place.at.get(), place.len)
+            let place = trap.place()?;
+            Some((number, place.kind.to_string(), place.at.get(), place.len))
         };
-        Ok(traps.into_iter().map(row).collect())
+        Ok(traps.into_iter().filter_map(row).collect())
     }
 
     /// How many events were let go on unseen, as they happened in other address spaces than asked for.
@@ -395,12 +398,15 @@ impl Event {
         Registers::new(self.values)
     }
 
-    /// What it did: "software breakpoint", "hardware breakpoint", "write watchpoint", "read watchpoint", "access watchpoint", "step", "stop".
+    /// What it did: "software breakpoint", "hardware breakpoint", "write watchpoint", "read watchpoint", "access watchpoint", "memory access", "step", "stop";
+    /// or what belongs to the processor: "control register", "msr", "cpuid" and so on.
     #[getter]
     fn kind(&self) -> String {
         match self.what {
             What::Trapped { place, .. } => place.kind.to_string(),
             What::Stepped => "step".to_owned(),
+            What::Memory(_) => "memory access".to_owned(),
+            What::Processor(incident) => incident.name().to_owned(),
             _ => "stop".to_owned(),
         }
     }

@@ -1,15 +1,14 @@
 #!/bin/bash
 # Have xl write cores of a PVH and a PV domain: cores.sh. Prints the directory that has them: for each domain, NAME.core and what it said just before, NAME.ORDER.
-# Five minutes once; they are kept in $VMI_LAB_CACHE/xen until this or the lab's scripts change.
+# Five minutes once; they are kept in $VMI_LAB_CACHE/xen until this or what runs in the domains changes.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
-built=$("$here/prepare.sh")
 dir=${VMI_LAB_CACHE:-$HOME/.cache/vmi-lab}/xen/cores
-stamp=$(cat "$here/cores.sh" "$here/cores-in-dom0.sh" <(basename "$built") | sha256sum | cut -c1-16)
+stamp=$(cat "$here"/{cores.sh,cores-in-dom0.sh,domu-init.sh,domu.c} | sha256sum | cut -c1-16)
 if [ "$(cat "$dir/stamp" 2> /dev/null)" != "$stamp" ]; then
     work=$(mktemp -d "$dir.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    truncate -s 384M "$work/outbox"
+    truncate -s 512M "$work/outbox" # a power of two, as the device wants
     XEN_LAB_DOMUS="pvh pv" XEN_LAB_OUTBOX=$work/outbox XEN_LAB_DOM0_MEMORY=768 XEN_LAB_TIMEOUT=${XEN_LAB_TIMEOUT:-2400} XEN_LAB_CMD_TIMEOUT=2000 \
         "$here/run-in-dom0.sh" "$here/cores-in-dom0.sh" >&2
     python3 - "$work" <<-'PYTHON'

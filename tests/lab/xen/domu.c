@@ -10,12 +10,14 @@
  *   domu msr INDEX VALUE N          writes an MSR N times through /dev/cpu/0/msr
  *   domu steps N                    CPUID leaf MARK, then N times DEC and JNZ, then CPUID leaf MARK: 2N instructions and a MOV between them
  *   domu call N                     N calls of sched_rr_get_interval, which nobody else here makes
+ *   domu kernel ADDRESS             prints eight bytes of the kernel as /proc/kcore shows them: "kernel XXXXXXXXXXXXXXXX"
  *   domu ps                         prints each process: "ps PID PARENT STATE UID THREADS NAME"
  *
  * Each prints "done N" when it has. Word w of held page p is its own address xor 0x5a5a5a5a5a5a5a5a until somebody writes it.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <elf.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -93,6 +95,25 @@ static void cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4])
 	asm volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(subleaf));
 }
 
+static void kernel(uint64_t at)
+{
+	Elf64_Ehdr head;
+	int fd = open("/proc/kcore", O_RDONLY);
+	if (fd < 0 || pread(fd, &head, sizeof head, 0) != sizeof head) fail("/proc/kcore");
+	for (int i = 0; i < head.e_phnum; i++) {
+		Elf64_Phdr part;
+		uint8_t bytes[8];
+		if (pread(fd, &part, sizeof part, head.e_phoff + i * sizeof part) != sizeof part) fail("/proc/kcore");
+		if (part.p_type != PT_LOAD || at < part.p_vaddr || at - part.p_vaddr >= part.p_filesz) continue;
+		if (pread(fd, bytes, 8, part.p_offset + (at - part.p_vaddr)) != 8) fail("/proc/kcore");
+		printf("kernel ");
+		for (int b = 0; b < 8; b++) printf("%02x", bytes[b]);
+		printf("\n");
+		return;
+	}
+	exit(3);
+}
+
 static void ps(void)
 {
 	DIR *proc = opendir("/proc");
@@ -153,6 +174,9 @@ int main(int argc, char **argv)
 	} else if (!strcmp(verb, "call") && argc == 3) {
 		uint64_t interval[2];
 		for (unsigned long i = 0; i < n; i++) syscall(SYS_sched_rr_get_interval, 0, interval);
+	} else if (!strcmp(verb, "kernel") && argc == 3) {
+		kernel(n);
+		n = 1;
 	} else if (!strcmp(verb, "ps")) {
 		ps();
 		n = 1;

@@ -4,8 +4,8 @@
 # A domain has the name of its configuration: pvh, pv, smp (two vCPUs), big (memory above 4 GiB); see prepare.sh.
 #   XEN_LAB_DOMUS            domains to start ("pvh")
 #   XEN_LAB_EMU              qemu (AMD SVM with NPT), or bochs (Intel VMX with EPT, which alone has traps on memory, single steps, breakpoints, views)
-#   XEN_LAB_TIMEOUT          seconds for all (600, in Bochs 1500)
-#   XEN_LAB_CMD_TIMEOUT      seconds for the program (300, in Bochs 900)
+#   XEN_LAB_TIMEOUT          seconds for all (900, in Bochs 1500)
+#   XEN_LAB_CMD_TIMEOUT      seconds for the program (600, in Bochs 900)
 #   XEN_LAB_FILES            files to put beside the program, in /lab
 #   XEN_LAB_OUTBOX           a file that becomes the memory of a device, for dom0's program `outbox` (QEMU)
 #   XEN_LAB_DOM0_MEMORY      MiB for dom0 (320)
@@ -32,7 +32,7 @@ for file in ${XEN_LAB_FILES-}; do cp -L -- "$file" "$work/root/lab/"; done
 { printf /lab/program; [ $# = 0 ] || printf ' %q' "$@"; echo; } > "$work/root/lab/run"
 
 # One processor for dom0, one for the domains: on a shared one, TCG's SVM leaks state into dom0. Bochs does not, and is faster with one.
-processors=2 memory=$((704 + ${XEN_LAB_DOM0_MEMORY:=320})) seconds=600 command_seconds=300
+processors=2 memory=$((704 + ${XEN_LAB_DOM0_MEMORY:=320})) seconds=900 command_seconds=600
 [[ " $domus " != *" big "* ]] || memory=$((memory + 4608))
 [ "$emulator" = qemu ] || processors=1 seconds=1500 command_seconds=900
 cat > "$work/root/lab.conf" <<CONF
@@ -102,7 +102,7 @@ bochs)
 esac
 running=$!
 tail --pid=$running -s 0.5 -c +1 -f "$work/out" & shown=$!
-console() { cat "$work/console" 2> /dev/null | tr -d '\r'; }
+console() { { cat "$work/console" 2> /dev/null || true; } | tr -d '\r'; }
 while kill -0 $running 2> /dev/null && ! grep -qsa '^LAB [0-9.]* end' "$work/console"; do sleep 0.5; done
 sleep 0.2
 kill $running 2> /dev/null || true

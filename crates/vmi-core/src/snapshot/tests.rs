@@ -10,15 +10,26 @@ use crate::{LivePiece, Memory, Note, SharedRam};
 const PAGE: u64 = 4096;
 
 /// An architecture whose registers are a number.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Numbered;
 
 impl Architecture for Numbered {
     type Registers = u64;
     type Paging = Unpaged;
+    type Watch = core::convert::Infallible;
+    type Incident = core::convert::Infallible;
+    type Injection = core::convert::Infallible;
 
     fn runs_on(_: &u64, _: PhysAddr) -> Option<bool> {
         None
+    }
+
+    fn springs(watch: &Self::Watch, _incident: &Self::Incident) -> bool {
+        match *watch {}
+    }
+
+    fn ability(watch: &Self::Watch) -> crate::EventAbility {
+        match *watch {}
     }
 }
 

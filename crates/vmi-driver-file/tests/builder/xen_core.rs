@@ -31,7 +31,7 @@ impl XenCore {
         let table: Vec<u8> = self
             .pages
             .iter()
-            .flat_map(|(number, _)| if self.paravirtual { numbers(&[*number, number ^ 0x5555]) } else { numbers(&[*number]) })
+            .flat_map(|(number, _)| if self.paravirtual { numbers(&[*number, frame_of(*number)]) } else { numbers(&[*number]) })
             .collect();
         let content: Vec<u8> = self.pages.iter().flat_map(|(_, page)| page.clone()).collect();
         let table_name = if self.paravirtual { ".xen_p2m" } else { ".xen_pfn" };
@@ -79,6 +79,11 @@ impl XenCore {
         }
         bytes
     }
+}
+
+/// The machine frame of a page.
+pub fn frame_of(page: u64) -> u64 {
+    page ^ 0x5555
 }
 
 /// One vCPU of 64 bits: its numbers count up from `first`, in the order of the structure, but for the selectors.

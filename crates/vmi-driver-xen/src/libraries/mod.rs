@@ -8,9 +8,12 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod control;
+pub(crate) mod device_model;
 mod error;
+pub(crate) mod event_channel;
 pub(crate) mod foreign_memory;
 mod logger;
+pub(crate) mod monitor_calls;
 pub(crate) mod xenstore;
 
 use std::ffi::CStr;

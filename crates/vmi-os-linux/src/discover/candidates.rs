@@ -131,5 +131,7 @@ fn maps<D: X86Driver>(vmi: &Vmi<D>, root: PhysAddr, mode: PagingMode, table: Phy
     if addresses.is_empty() {
         return KernelImage::map(vmi, root, mode).is_ok_and(|image| image.holds(table));
     }
-    addresses.iter().any(|&address| mode.translate(vmi, root, address).is_ok_and(|page| page.at == table && !page.access.user))
+    addresses.iter().any(|&address| {
+        mode.translate(vmi, root, address).is_ok_and(|page| page.at == table && image::may_be_kernel(vmi, page.access))
+    })
 }

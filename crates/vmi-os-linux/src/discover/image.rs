@@ -57,7 +57,7 @@ impl KernelImage {
         let mut at = first;
         while at <= last && foreign < MAX_FOREIGN {
             let (size, page) = match mode.translate(vmi, root, VirtAddr::new(at)) {
-                Ok(page) => (page.page_size(), (!page.access.user).then_some(page)),
+                Ok(page) => (page.page_size(), may_be_kernel(vmi, page.access).then_some(page)),
                 Err(error) => match error.kind() {
                     ErrorKind::Fault(fault) => (entry_size(mode, fault.level), None),
                     _ => (vmi_core::PAGE_SIZE, None),
@@ -101,6 +101,12 @@ impl KernelImage {
         let range = self.ranges.iter().find(|range| at.offset_from(range.start).is_some_and(|offset| offset < range.len))?;
         range.at.checked_add(at.offset_from(range.start)?)
     }
+}
+
+/// Whether a page with these rights may be the kernel's. The kernel of a domain that Xen runs without hardware support is in ring 3, as its programs are, and Xen
+/// makes all of its pages those of user mode (Xen, xen/arch/x86/pv/mm.h, `adjust_guest_l1e`). Such are the guests whose page tables name machine frames.
+pub(super) fn may_be_kernel<D: X86Driver>(vmi: &Vmi<D>, access: Access) -> bool {
+    !access.user || vmi.driver().page_tables_name_others()
 }
 
 impl Range {

@@ -1,11 +1,14 @@
 //! The checks. Each file has a table of its own; a new file is named here twice.
 
+mod breakpoints;
 mod control;
+mod events;
 mod lab;
 mod linux;
 mod memory;
 mod registers;
 mod toolstack;
+mod views;
 
 use std::time::Duration;
 
@@ -38,5 +41,16 @@ impl Check {
 
 /// All of them, in the order in which they run.
 pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
-    [lab::CHECKS, toolstack::CHECKS, memory::CHECKS, registers::CHECKS, linux::CHECKS, control::CHECKS].into_iter().flatten()
+    let tables = [
+        lab::CHECKS,
+        toolstack::CHECKS,
+        memory::CHECKS,
+        registers::CHECKS,
+        linux::CHECKS,
+        control::CHECKS,
+        events::CHECKS,
+        breakpoints::CHECKS,
+        views::CHECKS,
+    ];
+    tables.into_iter().flatten()
 }

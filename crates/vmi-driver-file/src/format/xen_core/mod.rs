@@ -7,8 +7,8 @@
 //! Pages ascend in files of real writers, so that runs of them become pieces of memory; the format gives no order, and none is needed.
 //! If a page is there twice, its first one holds.
 //!
-//! The addresses of a PV domain are its pseudo-physical ones. Its page tables hold numbers of machine frames instead, and so does its CR3,
-//! which is left out: a walk with it would read wrong pages. `.xen_p2m` has the machine frame of each page for whoever translates them.
+//! The addresses of a PV domain are its pseudo-physical ones. Its page tables hold numbers of machine frames instead, as does its CR3. `.xen_p2m` has the
+//! machine frame of each page, by which whoever walks the page tables finds the pages ([`vmi_core::Driver::resolve_frame`]), and CR3 is told as the address of its page.
 //!
 //! The older form without ELF (`xc_core_header`, Xen 3.0) is recognised and refused.
 
@@ -17,13 +17,14 @@ mod registers;
 use object::LittleEndian;
 use object::elf::{ELFCLASS64, ELFMAG, EM_386, EM_X86_64, ET_CORE, FileHeader64, SHT_NOBITS};
 use object::read::elf::NoteIterator;
-use vmi_core::{PhysAddr, Piece, Region};
+use vmi_core::{PAGE_SIZE, PhysAddr, Piece, Region};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::FormatError;
 use crate::claims::Claims;
 use crate::image::{Image, Input};
+use crate::machine_frames::MachineFrames;
 
 /// The core of an x86 domain is little endian.
 const LE: LittleEndian = LittleEndian;
@@ -32,6 +33,10 @@ const HEADER_NOTE: u32 = 0x0200_0001;
 /// `XC_CORE_MAGIC` and `XC_CORE_MAGIC_HVM`.
 const PARAVIRTUAL: u64 = 0xf00f_ebed;
 const HARDWARE: u64 = 0xf00f_ebee;
+
+/// Length of an entry of `.xen_pfn`, and of one of `.xen_p2m`.
+const PFN: u64 = 8;
+const P2M: u64 = 16;
 
 /// Real cores have eight.
 const MAX_SECTIONS: u64 = 1024;
@@ -114,8 +119,8 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
         return Err(malformed(notes.offset, format!("pages of {page_size} bytes, which x86 does not have")));
     }
     let (table, entry) = match (sections.of(".xen_pfn"), sections.of(".xen_p2m")) {
-        (Some(table), _) => (table, 8),
-        (None, Some(table)) => (table, 16),
+        (Some(table), _) => (table, PFN),
+        (None, Some(table)) => (table, P2M),
         (None, None) => return Err(missing(".xen_pfn or .xen_p2m")),
     };
     let content = sections.of(".xen_pages").ok_or_else(|| missing(".xen_pages"))?;
@@ -127,12 +132,17 @@ pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
     let present = input.present(table.offset, pages.saturating_mul(entry), || "the table of page numbers".to_owned())?;
     let table = Section { offset: table.offset, len: present.checked_div(entry).unwrap_or(0).saturating_mul(entry) };
     let stored = input.present(content.offset, pages.saturating_mul(page_size), || "the pages".to_owned())?;
-    let pieces = Runs { page_size, content: content.offset, stored, pieces: Vec::new(), run: None }.read(input, table, entry)?;
+    let paravirtual = header.magic.get() == PARAVIRTUAL;
+    // Its frames have the size that x86 page tables have.
+    let frames = (paravirtual && entry == P2M && page_size == PAGE_SIZE).then(MachineFrames::default);
+    let runs = Runs { page_size, content: content.offset, stored, pieces: Vec::new(), run: None, frames };
+    let (pieces, frames) = runs.read(input, table, entry)?;
 
     let mut image = Image::of(input, pieces);
     if let Some(vcpus) = sections.of(".xen_prstatus") {
-        image.registers = registers::read(input, vcpus, header.vcpus.get(), header.magic.get() == PARAVIRTUAL)?;
+        image.registers = registers::read(input, vcpus, header.vcpus.get(), paravirtual, frames.as_ref())?;
     }
+    image.frames = frames;
     Ok(image)
 }
 
@@ -214,24 +224,37 @@ struct Runs {
     pieces: Vec<Piece>,
     /// First page, how many, and the index of the first one in the file.
     run: Option<(u64, u64, u64)>,
+    /// The frames behind the pages, if the domain knows them.
+    frames: Option<MachineFrames>,
 }
 
 impl Runs {
     /// Reads the table from the front to the end. Each entry begins with the number of a page.
-    fn read(mut self, input: Input<'_>, table: Section, entry: u64) -> Result<Vec<Piece>, FormatError> {
+    fn read(mut self, input: Input<'_>, table: Section, entry: u64) -> Result<(Vec<Piece>, Option<MachineFrames>), FormatError> {
         let (mut done, mut index) = (0u64, 0u64);
         while done < table.len {
             let len = STEP.min(table.len.saturating_sub(done));
             let part = input.source.get(table.offset.saturating_add(done), len, "the table of page numbers")?;
             for entry in part.chunks_exact(entry as usize) {
-                let number = entry.first_chunk().map_or(u64::MAX, |number| u64::from_le_bytes(*number));
+                let word =
+                    |at: usize| entry.get(at..).and_then(<[u8]>::first_chunk).map_or(u64::MAX, |word| u64::from_le_bytes(*word));
+                let number = word(0);
                 self.page(number, index)?;
+                self.frame(word(PFN as usize), number);
                 index = index.saturating_add(1);
             }
             done = done.saturating_add(len);
         }
         self.finish()?;
-        Ok(disjoint(self.pieces))
+        Ok((disjoint(self.pieces), self.frames.map(MachineFrames::finish)))
+    }
+
+    fn frame(&mut self, frame: u64, page: u64) {
+        let Some(frames) = &mut self.frames else { return };
+        if frame != u64::MAX && page != u64::MAX && !frames.push(frame, page) {
+            tracing::warn!("the domain's memory is in too many pieces: its page tables cannot be followed");
+            self.frames = None;
+        }
     }
 
     fn page(&mut self, number: u64, index: u64) -> Result<(), FormatError> {

@@ -2,12 +2,14 @@
 //! `XEN_DOMCTL_getvcpucontext` fills it (xen/arch/x86/domctl.c, `arch_get_info_guest`).
 
 use vmi_arch_x86::{Registers, Segment};
+use vmi_core::PhysAddr;
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::{Section, malformed};
 use crate::FormatError;
 use crate::image::Input;
+use crate::machine_frames::MachineFrames;
 
 /// Xen: `HVM_MAX_VCPUS` is 128, and domains without hardware support may have 8192.
 const MAX_VCPUS: u64 = 8192;
@@ -58,8 +60,17 @@ struct Selector {
 /// `VGCF_in_kernel`: a PV domain's kernel runs in ring 3 as its programs do.
 const IN_KERNEL: u64 = 1 << 2;
 
-/// The registers of `count` vCPUs. Those of a domain without hardware support do not have what is in machine frames.
-pub(super) fn read(input: Input<'_>, section: Section, count: u64, paravirtual: bool) -> Result<Vec<Registers>, FormatError> {
+/// IA32_EFER with long mode active and enabled, and SYSCALL: Xen runs every 64-bit PV domain so (xen/arch/x86/boot/head.S); the structure does not have it.
+const EFER: u64 = 1 | 1 << 8 | 1 << 10;
+
+/// The registers of `count` vCPUs. In those of a domain without hardware support, CR3 is the address of the page that `frames` says.
+pub(super) fn read(
+    input: Input<'_>,
+    section: Section,
+    count: u64,
+    paravirtual: bool,
+    frames: Option<&MachineFrames>,
+) -> Result<Vec<Registers>, FormatError> {
     const LEN: u64 = size_of::<Context>() as u64;
     if count > MAX_VCPUS {
         return Err(malformed(section.offset, format!("{count} vCPUs, of which no domain has more than {MAX_VCPUS}")));
@@ -73,12 +84,12 @@ pub(super) fn read(input: Input<'_>, section: Section, count: u64, paravirtual: 
     let whole = present.checked_div(LEN).unwrap_or(0);
     let vcpu = |index: u64| -> Result<Registers, FormatError> {
         let context: Context = input.source.read(index.saturating_mul(LEN).saturating_add(section.offset), "the registers")?;
-        Ok(registers(&context, paravirtual))
+        Ok(registers(&context, paravirtual, frames))
     };
     (0..whole).map(vcpu).collect()
 }
 
-fn registers(context: &Context, paravirtual: bool) -> Registers {
+fn registers(context: &Context, paravirtual: bool, frames: Option<&MachineFrames>) -> Registers {
     let mut registers = Registers::default();
     let [r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi] = context.general.map(U64::get);
     (registers.rax, registers.rbx, registers.rcx, registers.rdx) = (rax, rbx, rcx, rdx);
@@ -103,8 +114,9 @@ fn registers(context: &Context, paravirtual: bool) -> Registers {
 
     let [cr0, _, cr2, cr3, cr4, ..] = context.control.map(|value| Some(value.get()));
     if paravirtual {
-        // CR3 is a machine frame; CR2 is in the page that Xen shares with the domain.
-        (registers.cr0, registers.cr4) = (cr0, cr4);
+        // CR2 is in the page that Xen shares with the domain.
+        (registers.cr0, registers.cr4, registers.efer) = (cr0, cr4, Some(EFER));
+        registers.cr3 = cr3.zip(frames).map(|(cr3, frames)| frames.page_of(PhysAddr::new(cr3)).get());
     } else {
         (registers.cr0, registers.cr2, registers.cr3, registers.cr4) = (cr0, cr2, cr3, cr4);
     }
