@@ -63,3 +63,5 @@ pub use open_error::OpenError;
 pub use options::Options;
 pub use p2m::P2mError;
 pub use ring::RingError;
+#[doc(hidden)]
+pub use p2m::fuzz_p2m;

@@ -13,6 +13,7 @@ use crate::foreign_memory::{Frames, GuestMemory, Mapper, XenMapper};
 use crate::frames::{Machine, Paravirtual, Same};
 use crate::libraries::control::Control;
 use crate::libraries::foreign_memory::ForeignMemory;
+use crate::memory_map::{Frame, is_memory};
 use crate::{CallError, OpenError, Options, memory_map};
 
 /// Words of a domain's interface: only 64-bit PV domains are understood.
@@ -78,18 +79,26 @@ fn hardware_map(
     let number = domain.info.id;
     let last = last_frame(control, domain)?;
     memory_map::find(domain.info.pages, last, |range| {
-        let mut frames: Vec<u64> = range.clone().collect();
-        match control.page_types(number, &mut frames) {
-            Some(Ok(())) => Ok(frames.into_iter().map(memory_map::is_memory).collect()),
-            Some(Err(error)) => Err(call(domain, "asking for the types of its pages", error)),
+        let mut kinds: Vec<u64> = range.clone().collect();
+        let typed = control.page_types(number, &mut kinds);
+        let known = typed.transpose().map_err(|error| call(domain, "asking for the types of its pages", error))?.is_some();
+        let mut frames: Vec<Frame> = match known {
+            true => kinds.into_iter().map(|kind| if is_memory(kind) { Frame::Page } else { Frame::None }).collect(),
             // A library that does not offer it: what can be mapped is there.
-            None => {
-                let frames: Vec<u64> = range.collect();
-                let mapped = memory.map(number, &frames, false);
-                let mapped = mapped.map_err(|error| OpenError::Map(failures.call("looking for its memory", error)))?;
-                Ok((0..frames.len()).map(|index| mapped.is_there(index)).collect())
+            false => vec![Frame::None; kinds.len()],
+        };
+        let rest: Vec<u64> = range.zip(&frames).filter(|(_, frame)| **frame == Frame::None).map(|(number, _)| number).collect();
+        if !rest.is_empty() {
+            let mapped = memory.map(number, &rest, false);
+            let mapped = mapped.map_err(|error| OpenError::Map(failures.call("looking for its memory", error)))?;
+            let what = if known { Frame::Xens } else { Frame::Page };
+            for (index, frame) in frames.iter_mut().filter(|frame| **frame == Frame::None).enumerate() {
+                if mapped.is_there(index) {
+                    *frame = what;
+                }
             }
         }
+        Ok(frames)
     })
 }
 

@@ -319,6 +319,38 @@ mod tests {
     }
 
     #[test]
+    fn raw_pieces_are_read_written_and_joined() {
+        let mut words = vec![0u64; 4 * 512];
+        let host = words.as_mut_ptr().cast::<u8>();
+        let raw = |start: u64, pages: u64, page: usize, writable| RawPiece {
+            region: Region::new(PhysAddr::new(start), pages * 4096).unwrap(),
+            host: host.wrapping_add(page * 4096),
+            writable,
+        };
+        let keep_alive: Arc<dyn Any + Send + Sync> = Arc::new(words);
+        // SAFETY: the pieces lie within the words, which the mappings keep, and to which nobody else refers.
+        let part = |pieces: &[RawPiece]| unsafe { GuestMapping::raw(pieces, Arc::clone(&keep_alive)) };
+        let guest = GuestMapping::join(vec![
+            part(&[raw(0x2000, 1, 1, true), raw(0x8000, 1, 3, false)]).unwrap(),
+            part(&[raw(0x1000, 1, 0, true)]).unwrap(),
+        ])
+        .unwrap();
+        assert_eq!(guest.memory_map().regions().len(), 2);
+        guest.write(PhysAddr::new(0x1ffe), b"both").unwrap();
+        let mut back = [0; 4];
+        guest.read_into(PhysAddr::new(0x1ffe), &mut back).unwrap();
+        assert_eq!(&back, b"both");
+        assert!(matches!(guest.write(PhysAddr::new(0x8000), b"x").unwrap_err().kind(), ErrorKind::ReadOnly { .. }));
+        assert!(
+            matches!(guest.read_into(PhysAddr::new(0x2ffe), &mut back).unwrap_err().kind(), ErrorKind::Hole { at } if at.get() == 0x3000)
+        );
+        let overlap = part(&[raw(0, 2, 0, true), raw(0x1000, 1, 2, true)]);
+        assert!(matches!(overlap, Err(PieceError::Overlap { .. })));
+        let twice = vec![part(&[raw(0, 2, 0, true)]).unwrap(), part(&[raw(0x1000, 1, 2, true)]).unwrap()];
+        assert!(GuestMapping::join(twice).is_err());
+    }
+
+    #[test]
     #[cfg_attr(miri, ignore = "maps files")]
     fn parts_that_are_not_there_are_refused() {
         let file = file(&[0; 0x1800]);

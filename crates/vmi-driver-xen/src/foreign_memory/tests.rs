@@ -44,7 +44,8 @@ fn there(page: u64) -> bool {
 impl Domain {
     fn new() -> Self {
         let domain = Self::default();
-        *domain.state.memory.lock().unwrap() = (0..PAGES * WORDS as u64).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+        *domain.state.memory.lock().unwrap() =
+            (0..PAGES * WORDS as u64).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
         domain
     }
 

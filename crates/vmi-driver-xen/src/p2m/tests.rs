@@ -105,6 +105,15 @@ fn what_the_domain_says_is_bounded() {
 }
 
 proptest! {
+    #[test]
+    fn any_bytes_are_a_machine(start in proptest::collection::vec(any::<u8>(), 0..64), at in 0xc00..0xc20usize, pages in 0..20usize) {
+        let mut bytes = vec![0; pages * 4096];
+        for (to, from) in bytes.iter_mut().skip(at).zip(start) {
+            *to = from;
+        }
+        let _ = fuzz_p2m(&bytes);
+    }
+
     /// Whatever the frames hold, reading comes to an end, reads a bounded number of frames, and each frame that it gives leads back.
     #[test]
     fn any_machine_is_read(
