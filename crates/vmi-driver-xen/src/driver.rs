@@ -90,6 +90,11 @@ impl XenDriver {
             .ok_or_else(|| self.failures.ended("Xen knows no domain of its number any more"))
     }
 
+    /// Whether guardians are wanted.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.execution.is_guarded()
+    }
+
     /// How the cache of mappings has fared.
     pub fn mapping_counters(&self) -> MappingCounters {
         self.memory.counters()

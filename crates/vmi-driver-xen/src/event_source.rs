@@ -10,8 +10,10 @@ use crate::failure::Failures;
 /// What can be reported depends on the processor and on the domain's configuration: [`EventSource::abilities`] asks Xen, and touches neither the event ring nor views. A session turns the
 /// ring on, and gives it back when it is dropped; one program at a time has it.
 ///
-/// If a program with a session is killed, Xen keeps the ring, and a vCPU that causes an event waits. The next session of this library cleans up and logs that it did: breakpoints are taken
-/// out of the domain's memory, views and single steps end, and the ring is turned off and on again.
+/// If a program with a session is killed, its guardian process (see [`Options::guardian`](crate::Options::guardian)) turns the ring off, and the domain runs on. Where there are
+/// breakpoints or views that is not enough, and without a guardian nothing is done: Xen keeps the ring then, and a vCPU that causes an event waits. The next session of this
+/// library cleans up and logs that it did: breakpoints are taken out of the domain's memory, views and single steps end, and the ring is turned off and on again.
+/// A vCPU that waited at a CPUID instruction runs it a second time in both cases.
 ///
 /// | trap | needs |
 /// |---|---|
@@ -27,6 +29,6 @@ impl EventSource for XenDriver {
     }
 
     fn subscribe(&self) -> Result<Box<dyn EventSession<X86> + '_>> {
-        Ok(Box::new(XenEvents::new(self, self.domain().info.id)?))
+        Ok(Box::new(XenEvents::new(self, self.domain().info.id, self.is_guarded())?))
     }
 }

@@ -84,10 +84,10 @@ fn abilities_by(calls: &MonitorCalls, failures: &Failures) -> Result<EventAbilit
 
 impl<'d> XenEvents<'d> {
     /// Turns the event ring of `domain` on.
-    pub(crate) fn new(driver: &'d dyn WriteMemory<Arch = X86>, domain: u32) -> Result<Self> {
+    pub(crate) fn new(driver: &'d dyn WriteMemory<Arch = X86>, domain: u32, guarded: bool) -> Result<Self> {
         let failures = Failures::new(&driver.machine().name);
         let vcpu_count = driver.vcpus().map_or(1, |vcpus| vcpus.vcpu_count());
-        let ring = MonitorRing::open(domain, &failures, |calls, bytes| {
+        let ring = MonitorRing::open(domain, guarded, &failures, |calls, bytes| {
             drop::take_away_what_was_left(driver, calls, vcpu_count, bytes, &failures)
         })?;
         let abilities = abilities_by(&ring.calls, &failures)?;
@@ -255,6 +255,7 @@ impl EventSession<X86> for XenEvents<'_> {
 /// The views of this session.
 impl Views for XenEvents<'_> {
     fn create(&mut self, rights: Accesses) -> Result<ViewId> {
+        self.ring.guard(false);
         self.xen_views().create(rights)
     }
 

@@ -51,6 +51,11 @@ impl Execution {
         Self { toolstack, control, domain, guarded, failures, state, epoch: AtomicU64::new(0) }
     }
 
+    /// Whether guardians are wanted.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.guarded
+    }
+
     /// See [`vmi_core::Driver::epoch`].
     pub(crate) fn epoch(&self) -> Option<u64> {
         let epoch = self.epoch.load(Ordering::Acquire);

@@ -1,4 +1,4 @@
-//! A process that unpauses a domain when ours has died.
+//! A process that unpauses a domain, or turns its event ring off, when ours has died.
 //!
 //! Xen counts pauses of the toolstack and undoes none when a process ends. So a guardian is forked as soon as a domain is paused for the first time. It waits at a pipe
 //! whose other end only we have; when that closes, by whatever end of ours, `SIGKILL` included, it makes the one control call that unpauses the domain, and ends.
@@ -32,6 +32,11 @@ struct DomainControl {
 const UNPAUSE: u32 = 4;
 const INFO: u32 = 5;
 
+/// `XEN_DOMCTL_vm_event_op`, whose parameters begin with `op` and `mode`, of 32 bits each.
+const VM_EVENT: u32 = 56;
+/// `XEN_VM_EVENT_DISABLE` of `XEN_DOMCTL_VM_EVENT_OP_MONITOR`.
+const RING_OFF: u64 = 1 | 2 << 32;
+
 /// Interface versions: 0x15 in Xen 4.17, 0x16 in 4.18, 0x17 in 4.19 and 4.20; a few more are tried.
 const VERSIONS: core::ops::RangeInclusive<u32> = 0x12..=0x20;
 
@@ -61,7 +66,7 @@ impl PrivilegedCalls {
         let device = File::options().read(true).write(true).open("/dev/xen/privcmd")?;
         for version in VERSIONS {
             // SAFETY: the device is open; the call fills the parameters.
-            match unsafe { control(device.as_raw_fd(), version, INFO, domain) } {
+            match unsafe { control(device.as_raw_fd(), version, INFO, domain, 0) } {
                 0 => return Ok(Self { device: Arc::new(device), version }),
                 _ if Errno::last() == Errno::EACCES => {}
                 _ => return Err(io::Error::last_os_error()),
@@ -71,12 +76,13 @@ impl PrivilegedCalls {
     }
 }
 
-/// Makes a control call without parameters.
+/// Makes a control call whose parameters are at most one word.
 ///
 /// # Safety
 /// `device` is open. Between `fork` and `_exit` this is allowed: a system call on memory of this stack frame.
-unsafe fn control(device: RawFd, version: u32, command: u32, domain: u16) -> i32 {
+unsafe fn control(device: RawFd, version: u32, command: u32, domain: u16, parameter: u64) -> i32 {
     let mut call = DomainControl { command, version, domain, padding: [0; 3], parameters: [0; 16] };
+    call.parameters[0] = parameter;
     let mut hypercall = Hypercall { number: DOMAIN_CONTROL, arguments: [(&raw mut call) as u64, 0, 0, 0, 0] };
     // SAFETY: both structures live on this stack frame, which has just been written to and is therefore present in memory.
     unsafe { nix::libc::ioctl(device, HYPERCALL, &raw mut hypercall) }
@@ -97,20 +103,33 @@ impl Guardian {
     /// What `pipe` and `fork` report.
     pub(crate) fn new(calls: &PrivilegedCalls, domain: u16) -> io::Result<Self> {
         let (device, version) = (calls.device.as_raw_fd(), calls.version);
-        Self::with(device, move || {
+        Self::with(device, device, move || {
             // SAFETY: the device was inherited and is open.
-            unsafe { control(device, version, UNPAUSE, domain) };
+            unsafe { control(device, version, UNPAUSE, domain, 0) };
         })
     }
 
-    /// `last_words` may use `device`, and must be safe between `fork` and `_exit`.
-    fn with(device: RawFd, last_words: impl Fn()) -> io::Result<Self> {
+    /// Forks a guardian that turns the event ring of a domain off: all monitors end, and vCPUs that wait for an answer go on. It keeps `lock` open until that is done, so
+    /// that nobody turns the ring on meanwhile.
+    ///
+    /// # Errors
+    /// What `pipe` and `fork` report.
+    pub(crate) fn of_ring(calls: &PrivilegedCalls, domain: u16, lock: RawFd) -> io::Result<Self> {
+        let (device, version) = (calls.device.as_raw_fd(), calls.version);
+        Self::with(device, lock, move || {
+            // SAFETY: the device was inherited and is open.
+            unsafe { control(device, version, VM_EVENT, domain, RING_OFF) };
+        })
+    }
+
+    /// `last_words` may use `device`, and must be safe between `fork` and `_exit`. `kept` stays open as well.
+    fn with(device: RawFd, kept: RawFd, last_words: impl Fn()) -> io::Result<Self> {
         let (watch, life) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         // SAFETY: the child calls `guard` alone, which makes system calls and touches its own stack, then `_exit`: all of it async-signal-safe,
         // so it does not matter what locks other threads held at the fork.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(Self { life, pid: child }),
-            ForkResult::Child => guard(watch.as_raw_fd(), device, last_words),
+            ForkResult::Child => guard([watch.as_raw_fd(), device, kept], last_words),
         }
     }
 
@@ -137,7 +156,8 @@ const FREE: u8 = b'f';
 const END: u8 = b'e';
 
 /// The life of a guardian.
-fn guard(watch: RawFd, device: RawFd, last_words: impl Fn()) -> ! {
+fn guard(open: [RawFd; 3], last_words: impl Fn()) -> ! {
+    let [watch, ..] = open;
     // SAFETY: each call is a system call on descriptors and on memory of this stack frame.
     unsafe {
         // What ends the parent from the terminal must not end its guardian; and nothing that the parent has open may be kept open here: a reader of its
@@ -147,7 +167,7 @@ fn guard(watch: RawFd, device: RawFd, last_words: impl Fn()) -> ! {
             nix::libc::signal(signal, nix::libc::SIG_IGN);
         }
         nix::libc::prctl(nix::libc::PR_SET_NAME, c"vmi-guardian".as_ptr());
-        close_all_but(watch, device);
+        close_all_but(open);
         let mut held = false;
         loop {
             let mut state = 0u8;
@@ -170,11 +190,15 @@ fn guard(watch: RawFd, device: RawFd, last_words: impl Fn()) -> ! {
 ///
 /// # Safety
 /// In a forked child that uses none of them any more.
-unsafe fn close_all_but(a: RawFd, b: RawFd) {
-    let (low, high) = (a.min(b), a.max(b));
-    for (first, last) in
-        [(0, low.wrapping_sub(1)), (low.wrapping_add(1), high.wrapping_sub(1)), (high.wrapping_add(1), RawFd::MAX)]
-    {
+unsafe fn close_all_but(mut open: [RawFd; 3]) {
+    open.sort_unstable();
+    let [low, middle, high] = open;
+    for (first, last) in [
+        (0, low.wrapping_sub(1)),
+        (low.wrapping_add(1), middle.wrapping_sub(1)),
+        (middle.wrapping_add(1), high.wrapping_sub(1)),
+        (high.wrapping_add(1), RawFd::MAX),
+    ] {
         if first > last {
             continue;
         }
@@ -203,7 +227,7 @@ mod tests {
         theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let fd = ours.as_raw_fd();
         // SAFETY: writing a byte to an inherited descriptor.
-        let guardian = Guardian::with(fd, move || unsafe { _ = nix::libc::write(fd, c"x".as_ptr().cast(), 1) }).unwrap();
+        let guardian = Guardian::with(fd, fd, move || unsafe { _ = nix::libc::write(fd, c"x".as_ptr().cast(), 1) }).unwrap();
         (guardian, theirs)
     }
 

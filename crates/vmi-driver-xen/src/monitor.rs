@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmi_core::{PhysAddr, Result};
 
 use crate::failure::Failures;
+use crate::guardian::{Guardian, PrivilegedCalls};
 use crate::libraries::CallError;
 use crate::libraries::event_channel::EventChannel;
 use crate::libraries::monitor_calls::{Monitor, MonitorCalls};
@@ -74,6 +75,8 @@ pub(crate) struct MonitorRing {
     /// The monitors that are on.
     on: Vec<Monitor>,
     lock: RingLock,
+    /// Turns the ring off if this process dies.
+    guardian: Option<Guardian>,
     closed: bool,
 }
 
@@ -81,6 +84,7 @@ impl MonitorRing {
     /// Turns the ring on. `left_behind` takes away what a program that was killed left in the domain, but for the ring: bytes that are breakpoints, views, steps.
     pub(crate) fn open(
         domain: u32,
+        guarded: bool,
         failures: &Failures,
         left_behind: impl FnOnce(&MonitorCalls, &[(PhysAddr, u8)]) -> Result<()>,
     ) -> Result<Self> {
@@ -121,7 +125,19 @@ impl MonitorRing {
         let page = Page(page.cast());
         let ring = Ring::new(page, version.words()).map_err(|error| undo(failures.other(action, error)))?;
         let channel = EventChannel::bind(domain, port).map_err(|error| undo(failures.interface(action, error)))?;
-        Ok(Self { calls, ring, channel, version, failures: failures.clone(), on: Vec::new(), lock, closed: false })
+        // Before there is any event, so that none can wait for a process that is gone.
+        let guardian = guarded.then(|| {
+            let domain = u16::try_from(domain).map_err(std::io::Error::other)?;
+            let guardian =
+                PrivilegedCalls::open(domain).and_then(|calls| Guardian::of_ring(&calls, domain, lock.descriptor()))?;
+            guardian.held(true);
+            Ok::<_, std::io::Error>(guardian)
+        });
+        let guardian = guardian.transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no guardian: if this process is killed, vCPUs wait at their events until the next session");
+            None
+        });
+        Ok(Self { calls, ring, channel, version, failures: failures.clone(), on: Vec::new(), lock, guardian, closed: false })
     }
 
     /// Turns a monitor on, if it is not.
@@ -144,7 +160,18 @@ impl MonitorRing {
 
     /// Notes which bytes are breakpoints, for whoever comes after this program if it is killed.
     pub(crate) fn note_breakpoints(&mut self, bytes: impl Iterator<Item = (PhysAddr, u8)>) -> Result<()> {
+        let bytes: Vec<_> = bytes.collect();
+        // Without the ring, breakpoints would be exceptions that the guest does not know.
+        self.guard(bytes.is_empty());
+        let bytes = bytes.into_iter();
         self.lock.note_breakpoints(bytes).map_err(|error| self.failures.other("noting which bytes are breakpoints", error))
+    }
+
+    /// Whether the ring is turned off if this process dies.
+    pub(crate) fn guard(&self, guarded: bool) {
+        if let Some(guardian) = &self.guardian {
+            guardian.held(guarded);
+        }
     }
 
     /// Takes the next request off the ring, if there is one.

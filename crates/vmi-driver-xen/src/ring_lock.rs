@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,9 @@ use vmi_core::PhysAddr;
 
 /// The first line of the file while a ring is on.
 const RING: &str = "ring";
+/// How often the lock is asked for, and how long to wait in between.
+const ATTEMPTS: u32 = 20;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 /// More than any set of breakpoints takes.
 const LONGEST: u64 = 1 << 20;
 
@@ -32,11 +36,23 @@ pub(crate) struct RingLock {
 }
 
 impl RingLock {
-    /// Takes the lock of a domain.
+    /// Takes the lock of a domain. Waits a moment for the guardian of a holder that was killed.
     pub(crate) fn take(domain: u32) -> Result<Self, RingLockError> {
         let directory = Path::new("/run");
         let directory = if directory.is_dir() { PathBuf::from(directory) } else { std::env::temp_dir() };
-        Self::take_at(&directory.join(format!("vmi-xen-{domain}.lock")))
+        let path = directory.join(format!("vmi-xen-{domain}.lock"));
+        for _ in 0..ATTEMPTS {
+            match Self::take_at(&path) {
+                Err(RingLockError::Held) => std::thread::sleep(PAUSE),
+                other => return other,
+            }
+        }
+        Err(RingLockError::Held)
+    }
+
+    /// The file, which is locked as long as it is open anywhere.
+    pub(crate) fn descriptor(&self) -> std::os::fd::RawFd {
+        self.file.as_raw_fd()
     }
 
     fn take_at(path: &Path) -> Result<Self, RingLockError> {

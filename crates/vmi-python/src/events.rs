@@ -398,7 +398,8 @@ impl Event {
         Registers::new(self.values)
     }
 
-    /// What it did: "software breakpoint", "hardware breakpoint", "write watchpoint", "read watchpoint", "access watchpoint", "step", "stop".
+    /// What it did: "software breakpoint", "hardware breakpoint", "write watchpoint", "read watchpoint", "access watchpoint", "memory access", "step", "stop";
+    /// or what belongs to the processor: "control register", "msr", "cpuid" and so on.
     #[getter]
     fn kind(&self) -> String {
         match self.what {
