@@ -90,6 +90,14 @@ impl AttachOptions {
         Ok(self)
     }
 
+    /// Symbol files of Windows that are nowhere on this machine are fetched from the servers that `_NT_SYMBOL_PATH` names, or from Microsoft's public one.
+    #[cfg(feature = "download")]
+    #[must_use]
+    pub fn download(mut self) -> Self {
+        self.windows.store = self.windows.store.with_downloads();
+        self
+    }
+
     /// What is known of a Linux guest: for [`vmi_os_linux::discover::find_with`].
     pub fn linux(&self) -> &linux::Options {
         &self.linux

@@ -144,6 +144,9 @@ class AttachError(Error):
 class WriteImageError(Error):
     """The image could not be written."""
 
+class WriteIsfError(Error):
+    """No symbol file of this kernel could be written."""
+
 class StateError(Error):
     """The object cannot do this now: an event that was answered, a session that holds an event."""
 
@@ -294,9 +297,18 @@ class Guest:
     @property
     def kernel(self) -> Memory: ...
     @property
+    def page_table(self) -> int: ...
+    @property
+    def paging_mode(self) -> Literal["32-bit", "pae", "4-level", "5-level"]: ...
+    @property
+    def slide(self) -> int | None: ...
+    def write_isf(self, path: str | PathLike[str]) -> list[str]: ...
+    @property
     def symbols(self) -> Symbols: ...
     @property
     def types(self) -> Types: ...
+    @property
+    def windows(self) -> Windows | None: ...
     def processes(self, *, on_error: OnError | None = None) -> Rows[Process]: ...
     def threads(self, *, on_error: OnError | None = None) -> Rows[Thread]: ...
     def modules(self, *, on_error: OnError | None = None) -> Rows[Module]: ...
@@ -407,6 +419,106 @@ class LogRecord:
     nanoseconds: int
     level: int
     text: str
+    def to_dict(self) -> dict[str, Any]: ...
+
+@final
+class Windows:
+    """What only a Windows guest has: Guest.windows."""
+
+    def handles(self, process: Process, *, on_error: OnError | None = None) -> Rows[Handle]: ...
+    def vads(self, process: Process, *, on_error: OnError | None = None) -> Rows[Vad]: ...
+    def token(self, process: Process) -> Token: ...
+    def system_services(self, *, on_error: OnError | None = None) -> Rows[SystemService]: ...
+    def hives(self, *, on_error: OnError | None = None) -> Rows[Hive]: ...
+    def registry_key(self, path: str) -> RegistryKey: ...
+
+@final
+class Handle:
+    """An open handle of a Windows process."""
+
+    value: int
+    kind: str
+    name: str | None
+    access: int
+    attributes: int
+    object: int
+    def to_dict(self) -> dict[str, Any]: ...
+
+@final
+class Vad:
+    """A virtual address descriptor of a Windows process."""
+
+    start: int
+    end: int
+    kind: str
+    protection: str
+    private: bool
+    committed: bool
+    commit_charge: int | None
+    file: str | None
+    object: int
+    def to_dict(self) -> dict[str, Any]: ...
+
+@final
+class Token:
+    """Who a Windows process is and what it may."""
+
+    user: str
+    user_name: str | None
+    groups: list[tuple[str, int]]
+    integrity: str | None
+    privileges: list[tuple[str, bool]]
+    session: int | None
+    object: int
+    def to_dict(self) -> dict[str, Any]: ...
+
+@final
+class SystemService:
+    """A system service of the Windows kernel."""
+
+    number: int
+    target: int
+    symbol: str | None
+    offset: int | None
+    module: str | None
+    outside: bool
+    stack_arguments: int
+    def to_dict(self) -> dict[str, Any]: ...
+
+@final
+class Hive:
+    """A registry hive that the kernel has loaded."""
+
+    name: str | None
+    root_path: str | None
+    file: str | None
+    object: int
+    def to_dict(self) -> dict[str, Any]: ...
+
+@final
+class RegistryKey:
+    """A registry key, as it was when it was asked for. Its subkeys and values are read when they are asked for."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def class_name(self) -> str | None: ...
+    @property
+    def last_write(self) -> datetime | None: ...
+    def subkeys(self, *, on_error: OnError | None = None) -> Rows[str]: ...
+    def subkey(self, name: str) -> RegistryKey: ...
+    def values(self, *, on_error: OnError | None = None) -> Rows[RegistryValue]: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+@final
+class RegistryValue:
+    """A value of a registry key. The data is text, a list of texts, a number, or bytes for all other types."""
+
+    name: str
+    kind: str
+    data: str | list[str] | int | bytes
     def to_dict(self) -> dict[str, Any]: ...
 
 @final

@@ -63,6 +63,11 @@ pub struct Common {
     /// for several
     #[arg(long, value_name = "FILE")]
     symbols: Vec<PathBuf>,
+
+    /// Fetch symbol files of Windows that are not on this machine from the servers of _NT_SYMBOL_PATH, or from Microsoft's
+    #[cfg(feature = "download")]
+    #[arg(long)]
+    download: bool,
 }
 
 impl Common {
@@ -103,7 +108,10 @@ impl Common {
 
     /// What the user knows of the guest.
     fn known(&self) -> anyhow::Result<AttachOptions> {
-        Ok(self.symbols.iter().try_fold(AttachOptions::new(), AttachOptions::symbols)?)
+        let options = AttachOptions::new();
+        #[cfg(feature = "download")]
+        let options = if self.download { options.download() } else { options };
+        Ok(self.symbols.iter().try_fold(options, AttachOptions::symbols)?)
     }
 
     fn note_all(&self, guest: &dyn Guest) {

@@ -1,6 +1,6 @@
 """Volatility's Linux plugins on one image, all in one process, so that the symbol file is read once.
 
-    plugins.py SYMBOLS CACHE IMAGE [PLUGIN...]
+    plugins.py SYMBOLS CACHE IMAGE [PLUGIN...]      IMAGE: a file, or a location such as vmi:qemu:/run/guest.qmp
 
 A line of JSON for each plugin: its name, its rows or the error that ended it, and the seconds it took. Without names: all Linux plugins that
 need no further argument.
@@ -79,7 +79,8 @@ def main(symbols, cache, image, *wanted):
     framework.import_files(volatility3.plugins, True)
     classes = framework.list_plugins()
     context = contexts.Context()
-    context.config["automagic.LayerStacker.single_location"] = pathlib.Path(image).resolve().as_uri()
+    location = image if re.match(r"[\w+.-]{2,}:", image) else pathlib.Path(image).resolve().as_uri()
+    context.config["automagic.LayerStacker.single_location"] = location
     available = automagic.available(context)
     names = sorted(name for name in classes if name.startswith("linux.") and not LEFT_OUT.search(name))
     kernel = None

@@ -25,14 +25,14 @@ GUESTS = ["x64-5.10", "x64-6.1", "x64-6.12", "x64-sid"]
 
 
 def plugins(python, symbols, cache, image, only):
-    """What each plugin gives, as it comes: its name, and its rows or the error that ended it."""
+    """What each plugin gives, as it comes: its name, its rows or the error that ended it, and the seconds it took."""
     cache.mkdir(parents=True, exist_ok=True)
     command = [python, HERE / "plugins.py", symbols, cache, image, *only]
     with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout:
             if line.startswith("{"):
                 line = json.loads(line)
-                yield line["plugin"], (line["rows"], line["error"])
+                yield line["plugin"], (line["rows"], line["error"]), line["seconds"]
 
 
 class Truth:
@@ -207,7 +207,7 @@ def guest(python, name, only, keep):
         # Both run at the same time; each gives the same plugins in the same order.
         runs = [plugins(python, side, side / "cache", image, only) for side in sides]
         for results in zip(*runs, strict=True):
-            plugin, result = results[0]
+            plugin, result, _ = results[0]
             line, bad = verdict(truth, plugin, result, results[1][1] if len(results) > 1 else None)
             failed |= bad
             print(f"{'FAIL' if bad else 'ok  '} {plugin.removeprefix('linux.')}: {line}", flush=True)

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Synthetic NT machines in front of tools that read Windows memory: do these tools find what the builder placed, and do ours?
 
-    windows.py [--ours DIRECTORY] [--keep DIRECTORY] [BUILD...]
+    windows.py [--ours DIRECTORY] [--keep DIRECTORY] [--location vmi:] [BUILD...]
 
 Writes a typical machine of each build (all with a symbol file in `$VMI_SHARED_DATA/windows/isf` if none is named, and others for MemProcFS alone) by the program
 `nt-machine`, runs the plugins of volatility3 (`--offline`, with Microsoft's symbols of that very kernel, unchanged) and MemProcFS (without any symbols) on the
 image, and compares what they print with `truth.json`. With `--ours`, a directory with the built examples, `process-list --json` and its siblings are compared
 too. This proves the builder: where a tool that has seen real memory reads something else, the machine is not what Windows looks like.
+
+With `--location vmi:` volatility3 reads the image through vmi-volatility3, which must be installed beside it.
 
 `VMI_PEER_PYTHON` names an interpreter with the packages volatility3 and memprocfs; an environment of its own is made in the lab's cache if it is not set.
 Proof of the tier "synthetic NT layout".
@@ -347,7 +349,9 @@ def ours(examples, symbols, image, truth, table):
             # Of 24H2 nothing but the process is known publicly; the machine's symbol file has no more.
             continue
         try:
-            answer = json.loads(run(examples / tool, "--json", "--symbols", symbols, image))
+            # Not the user's cache: an older machine of the same identity may be in it.
+            environment = {**os.environ, "XDG_CACHE_HOME": str(symbols.parent / "cache")}
+            answer = json.loads(run(examples / tool, "--json", "--symbols", symbols, image, env=environment))
             table.row("ours", tool, map(row, answer), wanted)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             table.unread("ours", tool, error)
@@ -359,6 +363,7 @@ def main():
     arguments.add_argument("--keep", type=pathlib.Path, help="where images go; else to a temporary directory")
     arguments.add_argument("--no-peers", action="store_true", help="only ours")
     arguments.add_argument("--plugins", default="", help="only plugins of volatility3 with this in their names")
+    arguments.add_argument("--location", default="", help="what stands before the image's path for volatility3")
     arguments.add_argument("builds", nargs="*")
     options = arguments.parse_args()
     shared = os.environ.get("VMI_SHARED_DATA")
@@ -391,7 +396,7 @@ def main():
                     if options.plugins not in plugin or plugin == "windows.psxview" and truth.all["build_number"] < 10000:
                         continue
                     try:
-                        rows = volatility(python, directory / "real", image, plugin)
+                        rows = volatility(python, directory / "real", f"{options.location}{image}", plugin)
                     except (RuntimeError, ValueError) as error:
                         table.unread("volatility3", plugin, error)
                         continue

@@ -27,6 +27,8 @@ Tasks:
   xen [check...]     the Xen driver's checks in dom0 of a real Xen, which QEMU boots; those whose names contain one of these words
   xen --bochs [...]  the same in Bochs, whose processor has what traps on memory, single steps, breakpoints and views need
   xen --cores        have xl write cores of two domains, which the tests of image files then read; five minutes
+  capi [arguments]   the C library installed: examples and tests by gcc and clang, under AddressSanitizer and valgrind (arguments as of
+                     crates/vmi-capi/tests/run.py, such as --bench)
   demo               boot the demo's guest anew and write demo/
 
 Examples:
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         ["xen", "--bochs", names @ ..] | ["xen", names @ ..] if names.iter().all(|name| !name.starts_with('-')) => {
             xen::task(arguments.get(1..).unwrap_or_default())
         }
+        ["capi", rest @ ..] => tasks::capi(rest),
         ["demo"] => tasks::demo(),
         ["help"] | [.., "--help" | "-h"] => {
             print!("{HELP}");

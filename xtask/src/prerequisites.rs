@@ -45,6 +45,16 @@ const BOCHS: &[(&str, &str)] = &[
 /// What compiles a kernel as a PE file with its program database, and the Debian packages that have it.
 const COMPILERS: &[(&str, &str)] = &[("clang", "clang"), ("lld-link", "lld"), ("llvm-pdbutil", "llvm")];
 
+/// What the tests of the C library need besides, and the Debian packages that have it.
+const CAPI: &[(&str, &str)] = &[
+    ("clang", "clang"),
+    ("clang++", "clang"),
+    ("g++", "g++"),
+    ("valgrind", "valgrind"),
+    ("pkg-config", "pkgconf"),
+    ("nm", "binutils"),
+];
+
 /// Components of the Rust toolchain, and a program each brings along.
 const RUST: &[(&str, &str)] = &[("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")];
 
@@ -126,6 +136,14 @@ pub(crate) fn bochs() -> Result<(), String> {
 /// As [`lab`].
 pub(crate) fn compilers() -> Result<(), String> {
     packages(COMPILERS)
+}
+
+/// Have what the tests of the C library need besides, or say what is missing.
+///
+/// # Errors
+/// As [`lab`].
+pub(crate) fn capi() -> Result<(), String> {
+    packages(CAPI)
 }
 
 /// Have rustfmt and clippy, or say what is missing.

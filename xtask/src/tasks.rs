@@ -73,6 +73,12 @@ fn libvirt_tests(steps: &mut Steps) {
     steps.run("libvirt clippy", &mut cargo(&arguments));
 }
 
+/// What is built only with the feature `download`.
+fn download_tests(steps: &mut Steps) {
+    let arguments = ["test", "--package", "vmi-os-windows", "--features", "download", "--lib", "--", "--show-output", "download"];
+    steps.run_counted("download", &mut cargo(&arguments), TestOutput::line, TestOutput::counts);
+}
+
 /// The Python module as a user installs it: a wheel in a fresh environment, on the demo, a live guest and a synthetic Windows machine.
 fn python_tests(steps: &mut Steps) {
     let check = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))";
@@ -108,6 +114,31 @@ pub(crate) fn python() -> Outcome {
     Ok(steps.summary())
 }
 
+/// The C library as a user installs it: its examples and tests by two compilers, under AddressSanitizer and valgrind. What is missing for that is skipped there.
+fn capi_tests(steps: &mut Steps, arguments: &[&str]) {
+    if let Err(missing) = prerequisites::capi() {
+        println!("{missing}");
+    }
+    let mut tests = command("python3", &["-B", "crates/vmi-capi/tests/run.py"]);
+    tests.args(arguments).env("VMI_LAB_LIVE", "1");
+    // The Python module's tests made it.
+    let machine = target().join("nt-machine");
+    if machine.join("truth.json").exists() {
+        tests.env("VMI_NT_MACHINE", &machine);
+    }
+    let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
+    steps.run_counted("capi", &mut tests, last_count, |counts| *counts);
+}
+
+/// The C library alone.
+pub(crate) fn capi(arguments: &[&str]) -> Outcome {
+    prerequisites::lab()?;
+    let mut steps = Steps::new();
+    steps.run("live", &mut live_command());
+    capi_tests(&mut steps, arguments);
+    Ok(steps.summary())
+}
+
 /// Everything that a change must pass.
 pub(crate) fn test() -> Outcome {
     prerequisites::lab()?;
@@ -132,6 +163,7 @@ pub(crate) fn test() -> Outcome {
         Ok(()) => libvirt_tests(&mut steps),
         Err(missing) => steps.skip("libvirt", &missing),
     }
+    download_tests(&mut steps);
     // interleavings of the translation cache's readers and writers, and of the two sides of Xen's ring; in a directory of its own, for its flags rebuild
     // everything
     for (name, package, tests) in [("loom", "vmi-core", "tlb"), ("loom ring", "vmi-driver-xen", "ring")] {
@@ -139,6 +171,7 @@ pub(crate) fn test() -> Outcome {
         steps.run_counted(name, cargo(&arguments).env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
     }
     python_tests(&mut steps);
+    capi_tests(&mut steps, &[]);
     static_checks(&mut steps);
     steps.run("examples", &mut cargo(&["build", "--release", "--examples"]));
     steps.run("demo", &mut cargo(&["run", "--release", "--example", "process-list"]));

@@ -1,8 +1,11 @@
-//! Where symbol files lie: symbol stores, folders, and the cache. Nothing is fetched from anywhere.
+//! Where symbol files lie: symbol stores, folders, and the cache. Nothing is fetched from anywhere, unless `SymbolStore::with_downloads` asked for it.
 //!
 //! The symbol path has the form of Microsoft's debuggers ("Symbol path for Windows debuggers", "Using SymSrv", "SymStore" on learn.microsoft.com): directories and
 //! `srv*...`, `cache*...`, `symsrv*symsrv.dll*...` elements between semicolons. Each directory is searched for the layouts that people have: a store of one or two
 //! tiers (`index2.txt`), a plain folder of databases, and folders of Volatility symbol files.
+
+#[cfg(feature = "download")]
+mod download;
 
 use core::fmt;
 use std::path::{Path, PathBuf};
@@ -25,13 +28,15 @@ pub struct SymbolStore {
     directories: Vec<PathBuf>,
     servers: Vec<String>,
     cache: SymbolCache,
+    #[cfg(feature = "download")]
+    downloads: bool,
 }
 
 impl SymbolStore {
     /// The places that the user set up: `_NT_SYMBOL_PATH` and `_NT_ALT_SYMBOL_PATH`, then `$XDG_DATA_HOME/vmi/symbols` (`~/.local/share/vmi/symbols`); with the
     /// user's cache.
     pub fn from_environment() -> Self {
-        let mut store = Self { directories: Vec::new(), servers: Vec::new(), cache: SymbolCache::of_user() };
+        let mut store = Self::empty().with_cache(SymbolCache::of_user());
         for variable in ["_NT_SYMBOL_PATH", "_NT_ALT_SYMBOL_PATH"] {
             store.add(&std::env::var(variable).unwrap_or_default());
         }
@@ -43,9 +48,28 @@ impl SymbolStore {
 
     /// The places of a symbol path: `srv*/var/symbols*https://msdl.microsoft.com/download/symbols;/home/me/pdbs`. Without a cache.
     pub fn parse(path: &str) -> Self {
-        let mut store = Self { directories: Vec::new(), servers: Vec::new(), cache: SymbolCache::none() };
+        let mut store = Self::empty();
         store.add(path);
         store
+    }
+
+    fn empty() -> Self {
+        Self {
+            directories: Vec::new(),
+            servers: Vec::new(),
+            cache: SymbolCache::none(),
+            #[cfg(feature = "download")]
+            downloads: false,
+        }
+    }
+
+    /// What no directory has is fetched from the servers of the symbol path, or from Microsoft's public one if it names none, and put where a miss would have said:
+    /// into the first directory, in the form of a symbol store. The file must be the one that was asked for.
+    #[cfg(feature = "download")]
+    #[must_use]
+    pub fn with_downloads(mut self) -> Self {
+        self.downloads = true;
+        self
     }
 
     /// One more directory, searched after the others.
@@ -67,7 +91,7 @@ impl SymbolStore {
         &self.directories
     }
 
-    /// The servers that the symbol path names. They are never asked; messages name them.
+    /// The servers that the symbol path names. They are not asked unless `with_downloads` was called; messages name them.
     pub fn servers(&self) -> &[String] {
         &self.servers
     }
@@ -108,21 +132,32 @@ impl SymbolStore {
         }
         let mut tried = Vec::new();
         for candidate in self.candidates(identity) {
-            if !candidate.path.is_file() {
-                tried.push((candidate.path, Finding::Absent));
-            } else if candidate.compressed {
-                tried.push((candidate.path, Finding::Compressed));
-            } else {
-                match open(&candidate.path, identity) {
-                    Ok(file) => {
-                        self.cache.store(&file);
-                        return Ok(file);
-                    }
-                    Err(error) => tried.push((candidate.path, Finding::Unusable(error))),
+            if !candidate.is_file() {
+                tried.push((candidate, Finding::Absent));
+                continue;
+            }
+            match open(&candidate, identity) {
+                Ok(file) => {
+                    self.cache.store(&file);
+                    return Ok(file);
                 }
+                Err(error) => tried.push((candidate, Finding::Unusable(error))),
             }
         }
-        Err(Box::new(Missing { wanted: self.wanted(identity), tried }))
+        let mut wanted = self.wanted(identity);
+        // What is there cannot be used.
+        wanted.here = None;
+        #[cfg(feature = "download")]
+        if self.downloads {
+            match download::fetch(&wanted, |path| open(path, identity)) {
+                Ok(file) => {
+                    self.cache.store(&file);
+                    return Ok(file);
+                }
+                Err(failures) => tried.extend(failures),
+            }
+        }
+        Err(Box::new(Missing { wanted, tried }))
     }
 
     /// What is needed of these program databases, each once: for a list of what to fetch for a machine that is not connected.
@@ -138,14 +173,13 @@ impl SymbolStore {
         let public = [PUBLIC_SERVER.to_owned()];
         let servers = if self.servers.is_empty() { &public[..] } else { &self.servers };
         let urls = in_store.iter().flat_map(|path| servers.iter().map(move |server| format!("{server}/{path}"))).collect();
-        let here = self.candidates(identity).find(|candidate| !candidate.compressed && candidate.path.is_file());
-        let here = here.map(|candidate| candidate.path);
+        let here = self.candidates(identity).find(|candidate| candidate.is_file());
         let put = self.directories.first().zip(in_store.as_ref()).map(|(directory, path)| directory.join(path));
         Wanted { identity: identity.clone(), in_store, urls, here, put }
     }
 
     /// All paths at which the symbols may be, in the order in which they are tried.
-    fn candidates(&self, identity: &PdbIdentity) -> impl Iterator<Item = Candidate> {
+    fn candidates(&self, identity: &PdbIdentity) -> impl Iterator<Item = PathBuf> {
         let name = file_name(&identity.name).map(str::to_owned);
         let (key, guid, age) = (identity.key(), format!("{:032X}", identity.guid), identity.age);
         self.directories.iter().flat_map(move |directory| {
@@ -157,21 +191,15 @@ impl SymbolStore {
             let isf = format!("{guid}-{age}.json");
             let parents = [Some(String::new()), name.clone(), name.as_ref().map(|name| format!("windows/{name}"))];
             for (parent, end) in parents.into_iter().flatten().flat_map(|parent| [(parent.clone(), ".xz"), (parent, "")]) {
-                paths.push(Candidate { path: directory.join(parent).join(format!("{isf}{end}")), compressed: false });
+                paths.push(directory.join(parent).join(format!("{isf}{end}")));
             }
             paths
         })
     }
 }
 
-struct Candidate {
-    path: PathBuf,
-    /// Packed in a cabinet (`.pd_`), which is not read.
-    compressed: bool,
-}
-
 /// Stores and plain folders of program databases.
-fn in_directory(directory: &Path, name: &str, key: &str, paths: &mut Vec<Candidate>) {
+fn in_directory(directory: &Path, name: &str, key: &str, paths: &mut Vec<PathBuf>) {
     // Stores come from Windows, where case does not count: tools that fill them elsewhere write names in lower case, and some the keys.
     let lower = (name.to_lowercase(), key.to_lowercase());
     let mut names = vec![(name, key)];
@@ -188,12 +216,13 @@ fn in_directory(directory: &Path, name: &str, key: &str, paths: &mut Vec<Candida
             root.push(name.chars().take(2).collect::<String>());
         }
         let place = root.join(name).join(key);
-        paths.push(Candidate { path: place.join(name), compressed: false });
+        paths.push(place.join(name));
+        // Compressed, in a cabinet.
         if let Some(stem) = name.strip_suffix(|_: char| true) {
-            paths.push(Candidate { path: place.join(format!("{stem}_")), compressed: true });
+            paths.push(place.join(format!("{stem}_")));
         }
     }
-    paths.push(Candidate { path: directory.join(name), compressed: false });
+    paths.push(directory.join(name));
 }
 
 /// The name as one that can be part of a path. A guest says it, and may say anything.
@@ -266,20 +295,20 @@ pub struct Missing {
 pub enum Finding {
     /// Nothing.
     Absent,
-    /// A file in Microsoft's compressed form (`.pd_`), which is not read.
-    Compressed,
     /// A file that cannot be used.
     Unusable(SymbolFileError),
+    /// A server that did not give it.
+    #[cfg(feature = "download")]
+    NotFetched(String),
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("not there"),
-            Self::Compressed => f.write_str(
-                "compressed, which is not supported: unpack it first (a cabinet: `cabextract`, or `expand` on Windows)",
-            ),
             Self::Unusable(error) => error.fmt(f),
+            #[cfg(feature = "download")]
+            Self::NotFetched(why) => write!(f, "not fetched: {why}"),
         }
     }
 }

@@ -32,6 +32,7 @@ create_exception!(vmi, DriverError, Error, "The `back_end` failed in its `action
 create_exception!(vmi, OpenError, Error, "The target could not be opened.");
 create_exception!(vmi, AttachError, Error, "No operating system was recognised.");
 create_exception!(vmi, WriteImageError, Error, "The image could not be written.");
+create_exception!(vmi, WriteIsfError, Error, "No symbol file of this kernel could be written.");
 create_exception!(
     vmi,
     StateError,
@@ -68,6 +69,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         OpenError,
         AttachError,
         WriteImageError,
+        WriteIsfError,
         StateError,
         ClosedError
     );

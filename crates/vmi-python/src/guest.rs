@@ -9,17 +9,19 @@ use self_cell::self_cell;
 use vmi::{PhysAddr, TypeId, TypeSource, VcpuId, VirtAddr};
 
 use crate::address;
-use crate::errors::Raise;
+use crate::errors::{Raise, WriteIsfError};
+use crate::isf;
 use crate::layer::Layer;
 use crate::layouts::Layout;
 use crate::machine::{Handle, Shared};
-use crate::memory::{Memory, Source, Translation};
+use crate::memory::{Memory, Source, Translation, mode_name};
 use crate::process::Process;
 use crate::rows::{Row, Rows};
 use crate::search;
 use crate::symbols::Symbols;
 use crate::types::Types;
 use crate::values::{Scope, Struct};
+use crate::windows::Windows;
 
 /// The layer of the system that was found. As a trait object it is covariant in the borrow, whatever the layer keeps.
 pub(crate) type System<'v> = Box<dyn Layer + 'v>;
@@ -137,6 +139,35 @@ impl Guest {
         self.kernel.clone()
     }
 
+    /// Root of the kernel's own page tables; of a Windows guest those of the process System.
+    #[getter]
+    fn page_table(&self) -> PyResult<u64> {
+        self.attached.handle.check()?;
+        Ok(self.attached.layer().page_tables_of_kernel().0.get())
+    }
+
+    /// How the kernel's addresses are translated: "32-bit", "pae", "4-level" or "5-level".
+    #[getter]
+    fn paging_mode(&self) -> PyResult<&'static str> {
+        self.attached.handle.check()?;
+        Ok(mode_name(self.attached.layer().page_tables_of_kernel().1))
+    }
+
+    /// How far a Linux kernel was moved from where it was linked, in bytes (KASLR); `None` for Windows.
+    #[getter]
+    fn slide(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        self.attached.handle.check()?;
+        py.detach(|| self.attached.layer().slide()).raise(py)
+    }
+
+    /// Writes a Volatility 3 symbol file (ISF) of a Linux kernel, from its own memory: packed if the name ends with .xz. Returns what it
+    /// lacks, one sentence each. The file gets its name when it is whole.
+    fn write_isf(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
+        self.attached.handle.check()?;
+        let written = py.detach(|| isf::write(self.attached.layer(), &path));
+        Ok(written.map_err(PyErr::new::<WriteIsfError, _>)?.incomplete)
+    }
+
     /// The kernel's symbols, its modules' included.
     #[getter]
     fn symbols(&self, py: Python<'_>) -> PyResult<Symbols> {
@@ -149,6 +180,13 @@ impl Guest {
     fn types(&self) -> PyResult<Types> {
         self.attached.handle.check()?;
         Ok(Types::new(self.attached.clone()))
+    }
+
+    /// What only a Windows guest has: handles, tokens, the registry; `None` for other systems.
+    #[getter]
+    fn windows(&self) -> PyResult<Option<Windows>> {
+        self.attached.handle.check()?;
+        Ok(self.attached.layer().windows().map(|_| Windows::new(self.attached.clone())))
     }
 
     /// The processes, kernel ones included. `on_error` is called with the exception of a row that cannot be read, which else is raised

@@ -16,6 +16,7 @@ mod errors;
 mod events;
 mod frozen_view;
 mod guest;
+mod isf;
 mod layer;
 mod layouts;
 mod machine;
@@ -30,6 +31,7 @@ mod symbols;
 mod targets;
 mod types;
 mod values;
+mod windows;
 
 use pyo3::prelude::*;
 
@@ -69,6 +71,8 @@ mod python_module {
     use super::types::Types;
     #[pymodule_export]
     use super::values::{Array, Pointer, Struct};
+    #[pymodule_export]
+    use super::windows::{Handle, Hive, RegistryKey, RegistryValue, SystemService, Token, Vad, Windows};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -26,6 +26,11 @@ impl Process {
         Self { guest, row, memory }
     }
 
+    /// What was listed.
+    pub(crate) fn row(&self) -> &vmi::Process {
+        &self.row
+    }
+
     pub(crate) fn roots(&self, py: Python<'_>) -> PyResult<Vec<vmi::PhysAddr>> {
         self.guest.handle.check()?;
         Ok(py.detach(|| self.guest.guest().page_tables(&self.row)))

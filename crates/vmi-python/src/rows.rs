@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::errors::exception;
 use crate::guest::Attached;
 use crate::process::{Process, Thread};
+use crate::windows;
 
 /// A row of any list.
 pub(crate) enum Row {
@@ -18,6 +19,12 @@ pub(crate) enum Row {
     Module(vmi::Module),
     MemoryArea(vmi::MemoryArea),
     LogRecord(vmi::LogRecord),
+    Handle(windows::Handle),
+    Vad(windows::Vad),
+    Service(windows::SystemService),
+    Hive(windows::Hive),
+    Text(String),
+    Value { name: String, kind: String, data: vmi::windows::registry::Data },
 }
 
 impl Row {
@@ -28,6 +35,12 @@ impl Row {
             Self::Module(row) => Module::from(row).into_bound_py_any(py),
             Self::MemoryArea(row) => MemoryArea::from(row).into_bound_py_any(py),
             Self::LogRecord(row) => LogRecord::from(row).into_bound_py_any(py),
+            Self::Handle(row) => row.into_bound_py_any(py),
+            Self::Vad(row) => row.into_bound_py_any(py),
+            Self::Service(row) => row.into_bound_py_any(py),
+            Self::Hive(row) => row.into_bound_py_any(py),
+            Self::Text(row) => row.into_bound_py_any(py),
+            Self::Value { name, kind, data } => windows::RegistryValue::new(py, name, kind, data)?.into_bound_py_any(py),
         }
     }
 }
@@ -95,12 +108,10 @@ pub(crate) fn datetime<'py>(py: Python<'py>, time: Option<SystemTime>) -> Option
     time.into_bound_py_any(py).ok()
 }
 
+/// A row of plain attributes, and how it is made of the library's if that is named.
 macro_rules! plain_row {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* } from $row:ident: $of:ty => { $($value:expr,)* }) => {
-        $(#[$doc])*
-        #[pyclass(frozen, get_all, eq, hash, module = "vmi")]
-        #[derive(Clone, PartialEq, Eq, Hash)]
-        pub(crate) struct $name { $($(#[$field_doc])* $field: $ty,)* }
+        plain_row! { $(#[$doc])* $name { $($(#[$field_doc])* $field: $ty,)* } }
 
         impl From<$of> for $name {
             fn from($row: $of) -> Self {
@@ -108,6 +119,12 @@ macro_rules! plain_row {
                 Self { $($field,)* }
             }
         }
+    };
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[pyclass(frozen, get_all, eq, hash, module = "vmi")]
+        #[derive(Clone, PartialEq, Eq, Hash)]
+        pub(crate) struct $name { $($(#[$field_doc])* pub(crate) $field: $ty,)* }
 
         #[pymethods]
         impl $name {
@@ -124,6 +141,7 @@ macro_rules! plain_row {
         }
     };
 }
+pub(crate) use plain_row;
 
 plain_row! {
     /// A loaded kernel module.

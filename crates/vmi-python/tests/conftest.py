@@ -6,11 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import vmi
+
+# What a user has fetched before is not to be found here, nor what these tests read kept.
+_cache = tempfile.TemporaryDirectory(prefix="vmi-cache-")
+os.environ |= {"XDG_CACHE_HOME": _cache.name, "_NT_SYMBOL_PATH": ""}
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "demo/debian-6.12.raw.zst"

@@ -1,6 +1,9 @@
 """The demo image: what the module says is what the guest said of itself, and what the file holds."""
 
+import base64
 import gc
+import json
+import lzma
 import struct
 import subprocess
 import zlib
@@ -223,3 +226,29 @@ def test_images_written_are_read_again(machine, guest, tmp_path):
         machine.write_image(tmp_path / "x", "no such format")
     with pytest.raises(vmi.WriteImageError):
         machine.write_image(tmp_path / "no/such/directory/x")
+
+
+def test_a_symbol_file(guest, machine, raw, tmp_path):
+    for name in ("guest.json", "guest.json.xz"):
+        assert guest.write_isf(tmp_path / name) == []
+    isf = json.loads((tmp_path / "guest.json").read_text())
+    assert json.loads(lzma.decompress((tmp_path / "guest.json.xz").read_bytes())) == isf
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["guest.json", "guest.json.xz"]
+    banner = base64.b64decode(isf["symbols"]["linux_banner"]["constant_data"])
+    assert banner == guest.kernel.read_c_string("linux_banner") + b"\0" and banner in raw
+    # The files have addresses as linked, the guest has its own.
+    for name in ("init_task", "_stext", "linux_banner", "kallsyms_names"):
+        assert isf["symbols"][name]["address"] + guest.slide == guest.symbols[name]
+    task = isf["user_types"]["task_struct"]
+    assert task["size"] == guest.types.size_of("task_struct")
+    assert task["fields"]["comm"]["offset"] == guest.types.offset_of("task_struct", "comm")
+    with pytest.raises(vmi.WriteIsfError, match="no/such"):
+        guest.write_isf(tmp_path / "no/such/directory/x.json")
+
+
+def test_page_tables_of_the_kernel(guest, machine):
+    assert guest.paging_mode == "4-level" and guest.page_table % PAGE == 0
+    tables = machine.address_space(guest.page_table, guest.paging_mode)
+    at = guest.symbols["linux_banner"]
+    assert tables.read(at, 13) == b"Linux version" and tables.translate(at).at == guest.translate(at).at
+    assert guest.windows is None

@@ -22,7 +22,7 @@ def test_wrong_arguments_everywhere(machine, guest):
     for thing in objects:
         for name in dir(type(thing)):
             if name in ("close", "__class__", "__init_subclass__", "__subclasshook__", "__exit__", "__enter__", "__del__",
-                        "write_image", "__new__", "__reduce__", "__reduce_ex__", "__getattribute__", "__dir__", "__sizeof__"):
+                        "write_image", "write_isf", "__new__", "__reduce__", "__reduce_ex__", "__getattribute__", "__dir__", "__sizeof__"):
                 continue
             method = getattr(thing, name, None)
             if not callable(method):
@@ -94,6 +94,7 @@ def test_use_after_close():
         init.environment, init.memory_areas, lambda: init.memory.read(0, 1), lambda: guest.struct("task_struct", 0),
         lambda: machine.zread(0, 1), lambda: machine.view(0, 1), lambda: machine.read_into(0, bytearray(1)),
         lambda: init.page_tables, lambda: guest.process(1), lambda: machine.write_image("/tmp/never"),
+        lambda: guest.page_table, lambda: guest.paging_mode, lambda: guest.slide, lambda: guest.windows, lambda: guest.write_isf("/tmp/never"),
     ]:
         with pytest.raises(vmi.ClosedError):
             call()
@@ -170,6 +171,79 @@ def test_an_exception_in_a_loop_leaves_the_iterator_usable(guest):
         for _ in rows:
             1 / 0
     assert next(rows).pid == 2
+
+
+def test_exceptions_of_arguments_that_are_programs(machine, guest):
+    """Python runs code of the caller to get an address, a path, a buffer: what it raises comes out, and what it does meanwhile does no harm."""
+
+    class Index:
+        def __init__(self, run):
+            self.run = run
+
+        def __index__(self):
+            return self.run()
+
+        def __fspath__(self):
+            return self.run()
+
+    def fail():
+        raise KeyError("mine")
+
+    for call in (
+        lambda at: machine.read(at, 4), lambda at: machine.memory.read_u64(at), lambda at: guest.kernel.read(at, 4), lambda at: machine.read(0, at),
+        lambda at: guest.struct("task_struct", at), lambda at: guest.symbols.nearest(at), lambda at: vmi.open(at), lambda at: guest.write_isf(at),
+    ):
+        with pytest.raises(KeyError, match="mine"):
+            call(Index(fail))
+    assert machine.read(Index(lambda: len(machine.read(0, 0x1000))), 4) == machine.read(0x1000, 4)
+    with vmi.open(DEMO) as other, pytest.raises(vmi.ClosedError):
+        other.read(Index(lambda: other.close() or 0x1000), 4)
+
+    buffer = bytearray(8)
+    view = memoryview(buffer)
+    machine.read_into(0x200000, view)
+    with pytest.raises(BufferError):
+        buffer.extend(b"more")
+    view.release()
+    buffer.extend(b"more")
+
+
+def test_a_handler_that_closes_its_machine(tmp_path):
+    with vmi.open(damaged(tmp_path)) as machine:
+        rows = machine.attach().processes(on_error=lambda error: machine.close())
+        seen = [next(rows).pid, next(rows).pid]
+        with pytest.raises((vmi.ClosedError, StopIteration)):
+            while True:
+                seen.append(next(rows).pid)
+        assert seen == [1, 2] and machine.closed
+        with pytest.raises(vmi.ClosedError):
+            next(rows)
+
+
+def test_buffers_that_other_threads_want_to_resize(machine):
+    """Memory that is being filled is held: whoever resizes it meanwhile gets an exception, and nothing is written outside."""
+    expected, buffer, failures, stop = machine.read(0x200000, 4 << 20), bytearray(4 << 20), [], threading.Event()
+
+    def resize():
+        while not stop.is_set():
+            try:
+                buffer.append(0)
+                buffer.pop()
+            except BufferError:
+                pass
+            except BaseException as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=resize)
+    thread.start()
+    try:
+        for _ in range(20):
+            machine.read_into(0x200000, memoryview(buffer)[: 4 << 20])
+            assert buffer[: 4 << 20] == expected
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures
 
 
 def damaged(tmp_path):

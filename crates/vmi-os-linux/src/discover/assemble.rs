@@ -107,7 +107,15 @@ fn find_symbols<D: X86Driver>(vmi: &Vmi<D>, image: &KernelImage) -> Result<(Symb
             }
             let mut builder = SymbolsBuilder::default();
             let table = Table::locate(&bytes, hit, range.start.get(), image.mode.pointer_size());
-            match table.and_then(|table| table.decode(&mut builder)) {
+            let decoded = table.and_then(|table| {
+                table.decode(&mut builder)?;
+                // scripts/kallsyms.c leaves these out of the table, whose pieces they are.
+                for (name, at) in table.pieces() {
+                    builder.push(name, at, b'?');
+                }
+                Ok(())
+            });
+            match decoded {
                 Ok(()) => {
                     let symbols = builder.build();
                     if symbols.find("_stext").is_some_and(|text| image.locate(text.address).is_some()) {

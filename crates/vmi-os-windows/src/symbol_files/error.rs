@@ -33,6 +33,12 @@ pub enum SymbolFileError {
         /// What was found, in words.
         what: String,
     },
+    /// A cabinet (`.pd_`) that gives no file.
+    #[error("not a usable cabinet: {what}")]
+    Cabinet {
+        /// What is wrong with it.
+        what: String,
+    },
     /// More than is believed of one file.
     #[error("the symbol file has more {what} than are believed ({limit})")]
     TooMany {

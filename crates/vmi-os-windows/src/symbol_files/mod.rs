@@ -3,6 +3,7 @@
 //! Whatever the file was, what comes out is a [`SymbolFile`]: one run of bytes in the form of the cache, which is read where it is. Making one of a
 //! program database or a symbol file takes some 20 to 300 ms; reading it back takes a few.
 
+mod cabinet;
 mod cache;
 mod compact;
 mod error;
@@ -24,7 +25,7 @@ use compact::Compact;
 pub(crate) use pdb::{Signature as PdbSignature, is_pdb};
 
 /// The longest symbol file that is read, in bytes. The kernel's program database has 10 to 30 MB.
-const MAX_LEN: u64 = 512 << 20;
+pub(crate) const MAX_LEN: u64 = 512 << 20;
 
 /// More types than any file has; kernels have some 5,000 with all of their arrays and pointers.
 const MAX_TYPES: u32 = 1 << 22;
@@ -37,7 +38,7 @@ pub struct SymbolFile {
 }
 
 impl SymbolFile {
-    /// Reads a symbol file of any kind: a program database, a Volatility symbol file (packed or not), or a file of the cache.
+    /// Reads a symbol file of any kind: a program database, also in a cabinet (`.pd_`), a Volatility symbol file (packed or not), or a file of the cache.
     ///
     /// # Errors
     /// [`SymbolFileError`].
@@ -51,6 +52,8 @@ impl SymbolFile {
     /// # Errors
     /// [`SymbolFileError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, SymbolFileError> {
+        let unpacked = cabinet::unpack(bytes)?;
+        let bytes = unpacked.as_deref().unwrap_or(bytes);
         if is_pdb(bytes) {
             Self::from_pdb(bytes)
         } else if compact::is_compact(bytes) {
@@ -172,7 +175,7 @@ impl fmt::Debug for SymbolFile {
     }
 }
 
-/// The bytes of a file that is not longer than any real one.
+/// The bytes of a file that is not longer than any real one; of a cabinet, what is in it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SymbolFileError> {
     let io = |source| SymbolFileError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
@@ -181,7 +184,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SymbolFileError> {
     if bytes.len() as u64 > MAX_LEN {
         return Err(SymbolFileError::TooLong { path: path.to_owned(), limit: MAX_LEN });
     }
-    Ok(bytes)
+    Ok(cabinet::unpack(&bytes)?.unwrap_or(bytes))
 }
 
 /// Asks a parsed file everything, for tests on hostile bytes. Returns how many types and symbols were seen.

@@ -6,12 +6,12 @@ use super::*;
 
 const KEY: &str = "5278AFF86C341677D7D7835C85B7B8441";
 
-fn identity() -> PdbIdentity {
+pub(super) fn identity() -> PdbIdentity {
     PdbIdentity::from_key("ntkrnlmp.pdb", KEY).unwrap()
 }
 
 /// The smallest Volatility symbol file of that kernel.
-fn isf() -> String {
+pub(super) fn isf() -> String {
     let (guid, _) = KEY.split_at(32);
     format!(
         r#"{{"metadata":{{"format":"6.2.0","windows":{{"pdb":{{"GUID":"{guid}","age":1,"database":"ntkrnlmp.pdb","machine_type":34404}}}}}},
@@ -61,6 +61,18 @@ fn files_are_found_in_every_layout() {
 }
 
 #[test]
+fn a_compressed_file_is_unpacked() {
+    let mut builder = cab::CabinetBuilder::new();
+    builder.add_folder(cab::CompressionType::MsZip).add_file("ntkrnlmp.pdb");
+    let mut writer = builder.build(std::io::Cursor::new(Vec::new())).unwrap();
+    std::io::Write::write_all(&mut writer.next_file().unwrap().unwrap(), isf().as_bytes()).unwrap();
+    let cabinet = writer.finish().unwrap().into_inner();
+    let directory = tempfile::tempdir().unwrap();
+    put(directory.path().join(format!("ntkrnlmp.pdb/{KEY}/ntkrnlmp.pd_")), &cabinet);
+    assert_eq!(SymbolStore::parse("").with_directory(directory.path()).load(&identity()).unwrap().offsets().len(), 1);
+}
+
+#[test]
 fn a_miss_says_what_was_looked_for_where_and_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().display();
@@ -70,7 +82,7 @@ fn a_miss_says_what_was_looked_for_where_and_what_to_do() {
     for part in [
         format!("no symbols for ntkrnlmp.pdb (key {KEY})"),
         format!("{root}/ntkrnlmp.pdb/{KEY}/ntkrnlmp.pdb: not there"),
-        format!("{root}/ntkrnlmp.pdb/{KEY}/ntkrnlmp.pd_: compressed, which is not supported"),
+        format!("{root}/ntkrnlmp.pdb/{KEY}/ntkrnlmp.pd_: not a usable cabinet: "),
         format!("{root}/5278AFF86C341677D7D7835C85B7B844-1.json.xz: not there"),
         format!(
             "fetch https://symbols.example/ntkrnlmp.pdb/{KEY}/ntkrnlmp.pdb and put it at {root}/ntkrnlmp.pdb/{KEY}/ntkrnlmp.pdb"

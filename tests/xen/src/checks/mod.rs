@@ -41,7 +41,7 @@ impl Check {
 
 /// All of them, in the order in which they run.
 pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
-    [
+    let tables = [
         lab::CHECKS,
         toolstack::CHECKS,
         memory::CHECKS,
@@ -51,7 +51,6 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
         events::CHECKS,
         breakpoints::CHECKS,
         views::CHECKS,
-    ]
-    .into_iter()
-    .flatten()
+    ];
+    tables.into_iter().flatten()
 }

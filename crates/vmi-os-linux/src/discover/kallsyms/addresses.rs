@@ -43,10 +43,10 @@ const MAX_SPAN: u64 = 1 << 30;
 #[derive(Debug)]
 pub(super) struct Addresses<'b> {
     bytes: &'b [u8],
-    at: usize,
+    pub(super) at: usize,
     count: usize,
-    start: u64,
-    pointer_size: usize,
+    pub(super) start: u64,
+    pub(super) pointer_size: usize,
     pub(super) encoding: Encoding,
 }
 

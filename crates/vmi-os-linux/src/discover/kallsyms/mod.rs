@@ -32,6 +32,9 @@ use tokens::Tokens;
 /// The token strings of the ten digits: each is a token of its own in every kernel, and the ten lie in a row.
 pub const DIGITS: &[u8; 20] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
 
+/// Bytes of the token index: 256 offsets of 16 bits.
+const TOKEN_INDEX: usize = 512;
+
 /// Symbols that a table may have. Real kernels have 0.05 to 0.3 million.
 const MAX_SYMBOLS: usize = 1 << 21;
 
@@ -87,6 +90,32 @@ impl<'b> Table<'b> {
     /// How addresses are kept.
     pub fn encoding(&self) -> Encoding {
         self.addresses.encoding
+    }
+
+    /// The kernel's names for the pieces of the table, which the table itself does not list, and where they are: in the address space that
+    /// `start` of [`Table::locate`] belongs to.
+    pub fn pieces(&self) -> Vec<(&'static str, VirtAddr)> {
+        let Self { tokens, names, addresses } = self;
+        let (offsets, base_at) = match addresses.encoding {
+            Encoding::Absolute => ("kallsyms_addresses", None),
+            Encoding::PlaceRelative => ("kallsyms_offsets", None),
+            // The base follows the offsets. Before the names, these follow it.
+            _ if addresses.at < names.count_at => ("kallsyms_offsets", names.count_at.checked_sub(addresses.pointer_size)),
+            _ => {
+                let end = addresses.at.saturating_add(names.count.saturating_mul(4));
+                ("kallsyms_offsets", end.checked_next_multiple_of(addresses.pointer_size))
+            }
+        };
+        let mut pieces = vec![
+            (offsets, addresses.at),
+            ("kallsyms_num_syms", names.count_at),
+            ("kallsyms_names", names.start),
+            ("kallsyms_markers", names.markers_at),
+            ("kallsyms_token_table", tokens.start),
+            ("kallsyms_token_index", tokens.end.saturating_sub(TOKEN_INDEX)),
+        ];
+        pieces.extend(base_at.map(|at| ("kallsyms_relative_base", at)));
+        pieces.into_iter().map(|(name, at)| (name, VirtAddr::new(addresses.start.wrapping_add(at as u64)))).collect()
     }
 
     /// Decodes all symbols into `builder`.

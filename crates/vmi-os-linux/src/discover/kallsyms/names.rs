@@ -28,7 +28,9 @@ pub(super) struct Names<'b> {
     /// Offset of the number of symbols, which lies before the names.
     pub(super) count_at: usize,
     /// Offset of the first name.
-    start: usize,
+    pub(super) start: usize,
+    /// Offset of the markers.
+    pub(super) markers_at: usize,
     /// How many symbols there are.
     pub(super) count: usize,
     /// Whether bit 7 of a length says that a second byte follows.
@@ -87,7 +89,7 @@ impl<'b> Names<'b> {
         // Both readings of lengths above 127 are tried; the markers decide.
         plausible.take(MAX_TRIES).find_map(|(start, count_at, count)| {
             [true, false].into_iter().find_map(|two_byte_lengths| {
-                let names = Self { bytes, count_at, start, count, two_byte_lengths };
+                let names = Self { bytes, count_at, start, markers_at: end, count, two_byte_lengths };
                 names.agree(markers, end).then_some(names)
             })
         })

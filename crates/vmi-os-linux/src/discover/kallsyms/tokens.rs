@@ -57,7 +57,7 @@ impl Tokens {
         if table.get(at..)?.len() >= 8 {
             return None;
         }
-        Some(Self { start, end: index.checked_add(512)?, strings })
+        Some(Self { start, end: index.checked_add(super::TOKEN_INDEX)?, strings })
     }
 
     pub(super) fn get(&self, token: u8) -> Option<&Token> {

@@ -150,3 +150,49 @@ proptest! {
         prop_assert!(Table::locate(&bytes, at, 0xffff_ffff_8100_0000, pointer).is_err());
     }
 }
+
+#[test]
+fn pieces_are_where_their_contents_are() {
+    for (name, layout) in LAYOUTS {
+        let lines = lines(1500, layout);
+        let (bytes, digits) = memory(&lines, layout);
+        let table = Table::locate(&bytes, digits, start(layout), layout.pointer).unwrap();
+        let pieces = table.pieces();
+        let piece =
+            |wanted: &str| pieces.iter().find(|(piece, _)| *piece == wanted).map(|(_, at)| (at.get() - start(layout)) as usize);
+        let u32_of = |at: usize| u32_at(&bytes, at).unwrap();
+        let pointer_of = |at: usize| if layout.pointer == 4 { u32_of(at).into() } else { u64_at(&bytes, at).unwrap() };
+
+        assert_eq!(u32_of(piece("kallsyms_num_syms").unwrap()), 1500, "{name}");
+        let (tokens, index) = (piece("kallsyms_token_table").unwrap(), piece("kallsyms_token_index").unwrap());
+        let token = |code: u8| tokens + usize::from(u16_at(&bytes, index + 2 * usize::from(code)).unwrap());
+        assert_eq!((token(0), token(b'0'), token(b'9')), (tokens, digits, digits + 18), "{name}");
+        // The first name's tokens give its type and its name; each marker is an offset from it.
+        let names = piece("kallsyms_names").unwrap();
+        let length = usize::from(bytes[names]);
+        let text: Vec<u8> = bytes[names + 1..][..length]
+            .iter()
+            .flat_map(|&code| bytes[token(code)..].iter().copied().take_while(|&byte| byte != 0).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(String::from_utf8(text).unwrap(), format!("{}{}", lines[0].1, lines[0].2), "{name}");
+        let markers = piece("kallsyms_markers").unwrap();
+        assert_eq!(u32_of(markers), 0, "{name}");
+
+        let last = lines[1499].0;
+        match (piece("kallsyms_addresses"), piece("kallsyms_offsets"), piece("kallsyms_relative_base")) {
+            (Some(addresses), None, None) => assert_eq!(pointer_of(addresses + 1499 * layout.pointer), last, "{name}"),
+            (None, Some(offsets), Some(base)) => {
+                let (value, base) = (u32_of(offsets + 4 * 1499), pointer_of(base));
+                // Without a sign from the base, or with CONFIG_KALLSYMS_ABSOLUTE_PERCPU `base - 1 - value`.
+                let ways = [base.wrapping_add(value.into()), base.wrapping_add((!value).into())];
+                assert!(ways.contains(&last), "{name}");
+            }
+            (None, Some(offsets), None) => {
+                let at = offsets + 4 * 1499;
+                let target = (start(layout) + at as u64).wrapping_add_signed(i64::from(u32_of(at).cast_signed()));
+                assert_eq!(if layout.pointer == 4 { target & 0xffff_ffff } else { target }, last, "{name}");
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
