@@ -82,7 +82,13 @@ impl Common {
             image = image.raw_map(map.clone());
         }
         let qemu = self.road.map_or_else(kvm::Options::new, |road| kvm::Options::new().road(road));
-        Ok(vmi::open_with(target, vmi::Options { image, qemu })?)
+        let options = vmi::Options {
+            image,
+            qemu,
+            #[cfg(feature = "xen")]
+            xen: vmi::xen::Options::new(),
+        };
+        Ok(vmi::open_with(target, options)?)
     }
 
     /// Finds out which operating system is inside, and notes what is to be known about that.
