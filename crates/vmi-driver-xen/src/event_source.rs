@@ -22,6 +22,10 @@ use crate::failure::Failures;
 /// | views | the same, and `altp2m = "external"` in the domain's configuration |
 /// | control registers, MSRs, CPUID, debug exceptions | nothing |
 ///
+/// A vCPU gets no interrupts while it steps (xen/arch/x86/hvm/vmx/intr.c, `vmx_intr_assist`): an instruction at a time is one instruction, and a guest that is stepped for long misses its clock.
+///
+/// Xen 4.17 has written a register when it tells of the write: [`Reply::deny`](vmi_core::Reply::deny) is not supported.
+///
 /// Linear addresses are found by the page tables of the first vCPU that maps them, or by those of [`Trap::in_address_space`](vmi_core::Trap::in_address_space).
 impl EventSource for XenDriver {
     fn abilities(&self) -> Result<EventAbilities> {

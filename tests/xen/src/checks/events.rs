@@ -21,7 +21,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new("events::writes_of_msrs_are_told_with_their_values", msr),
     Check::new("events::a_session_leaves_nothing_behind", sessions),
     Check::new("events::one_session_at_a_time", one_at_a_time),
-    Check::new("events::a_killed_tool_is_cleaned_up_behind", killed),
+    Check::new("events::the_domain_of_a_killed_tool_runs_on", killed),
+    Check::new("events::a_killed_tool_without_a_guardian_is_cleaned_up_behind", killed_unguarded),
     Check::new("events::held_until_killed", hold),
 ];
 
@@ -82,7 +83,7 @@ fn cr3(context: &Context) -> CheckResult {
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::ControlRegister { register: ControlRegister::Cr3, on_change: true }))?;
     // Each of them is a process of its own, so there are two changes of address space at least.
-    let busy = domain.start("for i in 1 2 3 4 5 6 7 8 9 10; do /bin/busybox true; sleep 0.01; done")?;
+    let busy = domain.start("for i in 1 2 3 4 5 6 7 8 9 10; do /bin/busybox true; usleep 10000; done")?;
     let (mut count, mut last) = (0u64, None);
     collect(&mut events, Duration::from_secs(8), |event| {
         let What::Processor(Incident::ControlRegister { register: ControlRegister::Cr3, new, old }) = event.what() else {
@@ -121,9 +122,12 @@ fn cpuid(context: &Context) -> CheckResult {
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::Cpuid))?;
     let running = domain.start(&format!("domu cpuid {LEAF:#x} 7 25"))?;
-    let (mut count, mut values) = (0, Vec::new());
+    let (mut count, mut values, mut others) = (0, Vec::new(), Vec::new());
     collect(&mut events, Duration::from_secs(20), |event| {
         let What::Processor(Incident::Cpuid { leaf, subleaf, length }) = event.what() else { bail!("{:?}", event.what()) };
+        if leaf != LEAF && others.len() < 20 {
+            others.push((leaf, subleaf));
+        }
         if leaf == LEAF {
             let registers = event.registers();
             ensure!((subleaf, length) == (7, 2), "subleaf {subleaf} length {length}");
@@ -135,7 +139,7 @@ fn cpuid(context: &Context) -> CheckResult {
     drop(events);
     let said = running.finish(PATIENCE)?;
     let values: Vec<String> = values.iter().map(|value| if *value == 0 { "0".into() } else { format!("{value:#x}") }).collect();
-    ensure!(count == 25, "{count} of 25");
+    ensure!(count == 25, "{count} of 25; others: {others:x?}");
     ensure!(said.contains(&format!("cpuid {}\n", values.join(" "))), "{said} but the events had {values:?}");
     Ok(())
 }
@@ -189,6 +193,7 @@ fn msr(context: &Context) -> CheckResult {
 fn sessions(context: &Context) -> CheckResult {
     let domain = context.domain("pvh")?;
     let vmi = open(&domain)?;
+    domain.run("load on")?;
     for turn in 0..20 {
         let mut events = vmi.events().with_context(|| format!("session {turn}"))?;
         events.set(Trap::processor(Watch::ControlRegister { register: ControlRegister::Cr3, on_change: true }))?;
@@ -198,7 +203,7 @@ fn sessions(context: &Context) -> CheckResult {
             std::mem::forget(event);
         }
     }
-    domain.answers(PATIENCE)
+    domain.run("load off").map(drop)
 }
 
 fn one_at_a_time(context: &Context) -> CheckResult {
@@ -212,9 +217,13 @@ fn one_at_a_time(context: &Context) -> CheckResult {
     Ok(())
 }
 
-/// Runs a check of this program that waits, has it killed, and says what it printed last.
-pub(super) fn kill(name: &str) -> Result<()> {
-    let mut child = Command::new(std::env::current_exe()?).args(["--one", name]).env(HOLD, "1").stdout(Stdio::piped()).spawn()?;
+/// Runs a check of this program that holds an event, and kills it.
+pub(super) fn kill(name: &str, guardian: bool) -> Result<()> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["--one", name])
+        .env(HOLD, if guardian { "guarded" } else { "alone" })
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.as_mut().context("no output")?), &mut line)?;
     ensure!(line == "held\n", "{line}");
@@ -223,26 +232,40 @@ pub(super) fn kill(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether this process is the one that is killed.
-pub(super) fn is_held() -> Result<()> {
-    if std::env::var_os(HOLD).is_some() { Ok(()) } else { Err(Skip("it is for the check that kills it".into()).into()) }
+/// The domain, if this process is the one that is killed.
+pub(super) fn open_held(domain: &Domain) -> Result<Vmi<XenDriver>> {
+    let Ok(how) = std::env::var(HOLD) else { return Err(Skip("it is for the check that kills it".into()).into()) };
+    Ok(Vmi::new(XenDriver::open(domain.name(), &Options::new().guardian(how == "guarded"))?))
 }
 
 fn killed(context: &Context) -> CheckResult {
     let domain = context.domain("pvh")?;
-    kill("events::held_until_killed")?;
+    kill("events::held_until_killed", true)?;
+    domain.answers(PATIENCE)?;
+    next_session(&domain)
+}
+
+fn killed_unguarded(context: &Context) -> CheckResult {
+    let domain = context.domain("pvh")?;
+    kill("events::held_until_killed", false)?;
     // The vCPU waits for an answer that nobody gives, until the next session takes the ring away.
-    let vmi = open(&domain)?;
+    ensure!(domain.answers(Duration::from_secs(3)).is_err(), "the domain runs: nothing was left to clean up");
+    next_session(&domain)
+}
+
+fn next_session(domain: &Domain) -> CheckResult {
+    let vmi = open(domain)?;
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::ControlRegister { register: ControlRegister::Cr3, on_change: true }))?;
     drop(events.next(PATIENCE)?.context("no event after the first session was killed")?);
     drop(events);
-    domain.answers(PATIENCE)
+    domain.run("load off").map(drop)
 }
 
 fn hold(context: &Context) -> CheckResult {
-    is_held()?;
-    let vmi = open(&context.domain("pvh")?)?;
+    let domain = context.domain("pvh")?;
+    let vmi = open_held(&domain)?;
+    domain.run("load on")?;
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::ControlRegister { register: ControlRegister::Cr3, on_change: true }))?;
     let _event = events.next(PATIENCE)?.context("no event")?;
