@@ -17,6 +17,7 @@ ip link set lo up
 for module in llc stp dummy msr; do insmod "/modules/$module.ko" $([ "$module" = msr ] && echo allow_writes=on); done
 
 sleep 1000000 &
+until grep -qs sleep "/proc/$!/comm"; do usleep 20000; done
 witness > /data/facts &
 until grep -qs '^ready' /data/facts; do usleep 20000; done
 domu hold > /run/held.facts &
