@@ -3,7 +3,7 @@
 use vmi_driver_file::OpenOptions as ImageOptions;
 use vmi_driver_kvm::Options as QemuOptions;
 
-/// What a target does not tell of itself, for each kind of target. Made of either part:
+/// What a target does not tell of itself, for each kind of target. Features of this crate add fields, so a literal ends with `..Options::default()`. Made of either part:
 ///
 /// ```
 /// use vmi::Options;

@@ -82,12 +82,8 @@ impl Common {
             image = image.raw_map(map.clone());
         }
         let qemu = self.road.map_or_else(kvm::Options::new, |road| kvm::Options::new().road(road));
-        let options = vmi::Options {
-            image,
-            qemu,
-            #[cfg(feature = "xen")]
-            xen: vmi::xen::Options::new(),
-        };
+        #[allow(clippy::needless_update, reason = "features of the library add fields")]
+        let options = vmi::Options { image, qemu, ..vmi::Options::default() };
         Ok(vmi::open_with(target, options)?)
     }
 

@@ -1,5 +1,5 @@
 //! Page tables that name other frames than guest-physical ones, as those of Xen's paravirtualised domains do.
-#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
 use vmi_arch_x86::{Mapping, PagingMode, X86};
 use vmi_core::synthetic::SyntheticDriver;

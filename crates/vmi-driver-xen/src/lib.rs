@@ -62,6 +62,6 @@ pub use monitor::MonitorError;
 pub use open_error::OpenError;
 pub use options::Options;
 pub use p2m::P2mError;
-pub use ring::RingError;
 #[doc(hidden)]
 pub use p2m::fuzz_p2m;
+pub use ring::RingError;

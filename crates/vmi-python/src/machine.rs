@@ -119,7 +119,9 @@ pub(crate) fn open(
     if let Some(road) = road {
         qemu = qemu.road(road.parse().map_err(|error: ::vmi::kvm::UnknownRoad| PyValueError::new_err(error.to_string()))?);
     }
-    let opened = py.detach(|| ::vmi::open_with(target, Options { image, qemu }).map_err(|error| with_causes(&error)));
+    #[allow(clippy::needless_update, reason = "features of the facade add fields")]
+    let options = Options { image, qemu, ..Options::default() };
+    let opened = py.detach(|| ::vmi::open_with(target, options).map_err(|error| with_causes(&error)));
     Ok(Machine::new(opened.map_err(PyErr::new::<OpenError, _>)?, None))
 }
 
