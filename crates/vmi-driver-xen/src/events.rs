@@ -87,7 +87,7 @@ impl<'d> XenEvents<'d> {
     pub(crate) fn new(driver: &'d dyn WriteMemory<Arch = X86>, domain: u32, guarded: bool) -> Result<Self> {
         let failures = Failures::new(&driver.machine().name);
         let vcpu_count = driver.vcpus().map_or(1, |vcpus| vcpus.vcpu_count());
-        let ring = MonitorRing::open(domain, guarded, &failures, |calls, bytes| {
+        let ring = MonitorRing::open(domain, vcpu_count, guarded, &failures, |calls, bytes| {
             drop::take_away_what_was_left(driver, calls, vcpu_count, bytes, &failures)
         })?;
         let abilities = abilities_by(&ring.calls, &failures)?;

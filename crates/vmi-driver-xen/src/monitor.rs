@@ -1,9 +1,11 @@
 //! The event ring of one domain: turned on, listened to, answered, given back.
 //!
 //! What becomes of a domain whose tool was killed: the kernel of dom0 closes the event channel, and Xen keeps the ring, the monitors and whatever waits. A vCPU that
-//! causes an event then waits for an answer for ever, and turning the ring on again fails with EBUSY. Turning it off ends the monitors and lets every vCPU
-//! that waits go on (xen/common/vm_event.c, `vm_event_disable`). So whoever holds a ring holds the lock of a file as well, which the kernel takes back when
-//! the holder dies: a busy ring whose lock is free and whose file says that it was ours is turned off first; any other belongs to somebody else.
+//! causes an event then waits for an answer for ever, and turning the ring on again fails with EBUSY. Turning it off ends the monitors, but a vCPU that waits
+//! for an answer goes on waiting (xen/common/vm_event.c, `vm_event_disable`; seen with 4.17): only a response lets it go on. Xen takes responses to no request, and passes over
+//! those for vCPUs that do not wait (`vm_event_resume`). So whoever holds a ring holds the lock of a file as well, which the kernel takes back when
+//! the holder dies: where the file says that the last holder did not give the ring back, it is turned off if it is on, and every vCPU is answered over a ring that is used for
+//! nothing else. A busy ring without that belongs to somebody else.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -63,6 +65,20 @@ pub enum MonitorError {
     NotHardware(CallError),
 }
 
+/// Lets all vCPUs go on that wait for an answer of somebody who is gone, over a ring that is turned off then.
+fn release(domain: u32, vcpus: u32, version: InterfaceVersion, page: Page, port: u32, failures: &Failures) -> Result<()> {
+    let action = "letting vCPUs go on that wait for a program which was killed";
+    let mut ring = Ring::new(page, version.words()).map_err(|error| failures.other(action, error))?;
+    let channel = EventChannel::bind(domain, port).map_err(|error| failures.interface(action, error))?;
+    for vcpu in 0..vcpus {
+        let (words, len) = Response::to_lost(version, vcpu).encode();
+        ring.put_unasked(words.get(..len).unwrap_or(&words)).map_err(|error| failures.other(action, error))?;
+        // Xen takes it off the ring before this returns.
+        channel.notify().map_err(|error| failures.other(action, error))?;
+    }
+    Ok(())
+}
+
 /// The event ring of a domain. Dropping it turns it off: all monitors end, and all vCPUs go on.
 #[derive(Debug)]
 pub(crate) struct MonitorRing {
@@ -84,6 +100,7 @@ impl MonitorRing {
     /// Turns the ring on. `left_behind` takes away what a program that was killed left in the domain, but for the ring: bytes that are breakpoints, views, steps.
     pub(crate) fn open(
         domain: u32,
+        vcpus: u32,
         guarded: bool,
         failures: &Failures,
         left_behind: impl FnOnce(&MonitorCalls, &[(PhysAddr, u8)]) -> Result<()>,
@@ -100,15 +117,21 @@ impl MonitorRing {
         })?;
         // Noted before, so that a program that is killed in between leaves nothing that is not noted.
         lock.note_ring().map_err(|error| failures.other("noting that the event ring is on", error))?;
-        let enabled = match calls.enable() {
-            Err(error) if error.errno() == Some(Errno::EBUSY as i32) && lock.was_left_behind() => {
-                left_behind(&calls, lock.left_breakpoints())?;
+        let mut enabled = calls.enable();
+        if lock.was_left_behind() {
+            if enabled.as_ref().is_err_and(|error| error.errno() == Some(Errno::EBUSY as i32)) {
                 calls.disable().map_err(failed)?;
-                tracing::warn!(machine = %failures.machine(), "a program that was killed had left its events on: they were turned off first");
-                calls.enable()
+                enabled = calls.enable();
             }
-            other => other,
-        };
+            if let Ok((page, port)) = enabled {
+                left_behind(&calls, lock.left_breakpoints())?;
+                let released = release(domain, vcpus, version, Page(page.cast()), port, failures);
+                calls.disable().map_err(failed)?;
+                released?;
+                tracing::warn!(machine = %failures.machine(), "a program that was killed had left its events on: they are off, and vCPUs that waited for it go on");
+                enabled = calls.enable();
+            }
+        }
         let (page, port) = enabled.map_err(|error| {
             lock.forget_ring();
             match error.errno().map(Errno::from_raw) {

@@ -121,6 +121,12 @@ impl<P: Deref<Target = [Word]>> Ring<P> {
         Ok(())
     }
 
+    /// Puts a response to no request. The numbers of requests and responses no longer agree then: the ring is good for nothing but more of these.
+    pub(crate) fn put_unasked(&mut self, response: &[u32]) -> Result<(), RingError> {
+        self.taken = self.answered.wrapping_add(1);
+        self.put(response)
+    }
+
     fn slot(&self, index: u32) -> &[Word] {
         // Inside of the page: there are `entries` of them.
         let number = (index & self.entries.wrapping_sub(1)) as usize;

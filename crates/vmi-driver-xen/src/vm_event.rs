@@ -349,6 +349,13 @@ impl Response {
         Self { version: request.version, flags, bytes: request.bytes }
     }
 
+    /// Lets a vCPU go on whose request is lost.
+    pub fn to_lost(version: InterfaceVersion, vcpu: u32) -> Self {
+        let mut response = Self { version, flags: Flags::VCPU_PAUSED, bytes: [0; MOST] };
+        response.with_head(|head| (head.version, head.vcpu_id) = (version.number(), vcpu));
+        response
+    }
+
     /// With these flags besides.
     pub fn add(&mut self, flags: Flags) {
         self.flags |= flags;
@@ -408,8 +415,9 @@ impl Response {
     }
 
     fn with_head(&mut self, change: impl FnOnce(&mut Head)) {
-        if let Ok((head, _)) = Head::mut_from_prefix(self.bytes.as_mut_slice()) {
-            change(head);
+        if let Ok((mut head, _)) = Head::read_from_prefix(&self.bytes) {
+            change(&mut head);
+            _ = head.write_to_prefix(&mut self.bytes); // as long as what was read
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use vmi_arch_x86::{Registers, Segment, SegmentAttributes, Table};
 use vmi_core::VirtAddr;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::InterfaceVersion;
 use super::layout::{FirstRegisters, LastRegisters, MiddleRegisters};
@@ -49,15 +49,16 @@ fn segment(selector: u16, base: u64, packed: u32) -> Segment {
     Segment { selector, base, limit, attributes: Some(attributes) }
 }
 
-/// Writes what Xen takes back: general registers, flags, instruction pointer.
+/// Writes what Xen takes back: general registers, flags, instruction pointer. `bytes` need no alignment; too few of them are left alone.
 pub(super) fn encode(registers: &Registers, bytes: &mut [u8]) {
-    let Ok((first, _)) = FirstRegisters::mut_from_prefix(bytes) else { return };
+    let Ok((mut first, _)) = FirstRegisters::read_from_prefix(bytes) else { return };
     [
         first.rax, first.rcx, first.rdx, first.rbx, first.rsp, first.rbp, first.rsi, first.rdi, first.r8, first.r9, first.r10,
         first.r11, first.r12, first.r13, first.r14, first.r15,
     ] = registers.general();
     first.rip = registers.rip;
     first.rflags = registers.rflags;
+    _ = first.write_to_prefix(bytes); // as long as what was read
 }
 
 /// Whether what differs between the two is what Xen sets with a response.

@@ -55,6 +55,24 @@ fn registers_are_where_the_header_has_them() {
     assert!(request.flags.bits() & (1 << 20) != 0, "unknown flags are kept");
 }
 
+/// In one build the place was aligned, in another it was not, and the registers stayed as they were.
+#[test]
+fn registers_are_written_wherever_the_response_lies() {
+    let registers = vmi_arch_x86::Registers { rip: 0x1122_3344_5566_7788, ..Default::default() };
+    for offset in 0..8 {
+        let mut bytes = vec![0u8; 400];
+        registers::encode(&registers, &mut bytes[offset..]);
+        assert_eq!(bytes[offset + 152..offset + 160], 0x1122_3344_5566_7788u64.to_ne_bytes(), "{offset}");
+    }
+}
+
+#[test]
+fn a_response_to_a_lost_request_names_its_vcpu() {
+    let (words, len) = Response::to_lost(InterfaceVersion::V7, 3).encode();
+    assert_eq!((words[..5].to_vec(), len), (vec![7, 1, 0, 3, 0], 100));
+    assert!(words[5..].iter().all(|word| *word == 0));
+}
+
 #[test]
 fn older_versions_have_less() {
     let words = entry(6, 9, |bytes| {

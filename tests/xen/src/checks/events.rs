@@ -21,7 +21,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new("events::writes_of_msrs_are_told_with_their_values", msr),
     Check::new("events::a_session_leaves_nothing_behind", sessions),
     Check::new("events::one_session_at_a_time", one_at_a_time),
-    Check::new("events::the_domain_of_a_killed_tool_runs_on", killed),
+    Check::new("events::a_killed_tool_is_cleaned_up_behind", killed),
     Check::new("events::a_killed_tool_without_a_guardian_is_cleaned_up_behind", killed_unguarded),
     Check::new("events::held_until_killed", hold),
 ];
@@ -241,7 +241,7 @@ pub(super) fn open_held(domain: &Domain) -> Result<Vmi<XenDriver>> {
 fn killed(context: &Context) -> CheckResult {
     let domain = context.domain("pvh")?;
     kill("events::held_until_killed", true)?;
-    domain.answers(PATIENCE)?;
+    // The guardian has turned the ring off; the vCPU that was killed at waits all the same.
     next_session(&domain)
 }
 

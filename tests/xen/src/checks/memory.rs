@@ -8,7 +8,7 @@ use vmi_driver_xen::{DomainKind, Options, XenDriver};
 
 use super::{Check, CheckResult};
 use crate::context::{Context, Skip};
-use crate::domain::{Domain, output, xl};
+use crate::domain::{Domain, xl};
 use crate::truth;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -155,11 +155,11 @@ fn dump_core(context: &Context) -> CheckResult {
         let vmi = open(domain)?;
         let info = vmi.driver().info()?;
         // Files of dom0 are in its memory, of which they may take half.
-        let table = output("df", &["-k", "/tmp"])?;
-        let free: u64 = table.lines().last().and_then(|row| row.split_whitespace().nth(3)).context("no free space")?.parse()?;
-        if free * 1024 < info.pages * PAGE + (4 << 20) {
+        let room = nix::sys::statvfs::statvfs("/tmp")?;
+        let free = room.blocks_available() * room.fragment_size();
+        if free < info.pages * PAGE + (4 << 20) {
             let why =
-                format!("a core of {} MiB does not fit into dom0's {} MiB: XEN_LAB_DOM0_MEMORY=768", info.pages >> 8, free >> 10);
+                format!("a core of {} MiB does not fit into dom0's {} MiB: XEN_LAB_DOM0_MEMORY=768", info.pages >> 8, free >> 20);
             return Err(Skip(why).into());
         }
         let path = format!("/tmp/{}.core", domain.name());
