@@ -27,7 +27,7 @@ from guest import ACCEL, CACHE, HERE, QEMU, Guest, GuestDied
 from scratch import Scratch, die_with_parent, end_by_exception, until_eof
 
 KERNEL = "x64-6.1"
-BOOT_SECONDS = 120
+BOOT_SECONDS = 300
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 SHAPES = {  # sizes of the memory backends in MiB, options
     "one": ([128], []),

@@ -3,7 +3,7 @@
 //! This crate is under GPL-3.0-only, as the crate `xenctrl` is through which it makes its control calls; the rest of the workspace is not. Xen's other libraries are opened at run time,
 //! so that one program serves Xen 4.17 to 4.20.
 //!
-//! The feature `xenctrl` brings [`XenDriver`]; without it the crate has what needs no Xen: the decoding of what Xen tells.
+//! The feature `xenctrl` brings `XenDriver`; without it the crate has what needs no Xen: the decoding of what Xen tells.
 //!
 //! # What the crate xenctrl is used for
 //! Pausing, unpausing, and the highest frame number: calls that take and give integers. The rest of it is not used, and why:
