@@ -58,7 +58,8 @@ fn registers_are_where_the_header_has_them() {
 /// In one build the place was aligned, in another it was not, and the registers stayed as they were.
 #[test]
 fn registers_are_written_wherever_the_response_lies() {
-    let registers = vmi_arch_x86::Registers { rip: 0x1122_3344_5566_7788, ..Default::default() };
+    let mut registers = vmi_arch_x86::Registers::default();
+    registers.rip = 0x1122_3344_5566_7788;
     for offset in 0..8 {
         let mut bytes = vec![0u8; 400];
         registers::encode(&registers, &mut bytes[offset..]);
