@@ -72,7 +72,9 @@ impl Machine {
     fn check(&self, kernel: &Kernel, mode: PagingMode) {
         assert_eq!((kernel.mode, kernel.root.get()), (mode, self.phys + 4 * MIB));
         assert_eq!(kernel.banner, BANNER);
-        let found: Vec<Line> = kernel.symbols.iter().map(|s| (s.address.get(), char::from(s.kind), s.name.to_owned())).collect();
+        // The table's own pieces, which it does not list, are tested with it.
+        let listed = kernel.symbols.iter().filter(|symbol| !(symbol.kind == b'?' && symbol.name.starts_with("kallsyms_")));
+        let found: Vec<Line> = listed.map(|s| (s.address.get(), char::from(s.kind), s.name.to_owned())).collect();
         assert!(found == self.lines, "{} symbols instead of {}", found.len(), self.lines.len());
     }
 }
