@@ -79,7 +79,7 @@ fn release(domain: u32, vcpus: u32, version: InterfaceVersion, page: Page, port:
     Ok(())
 }
 
-/// The event ring of a domain. Dropping it turns it off: all monitors end, and all vCPUs go on.
+/// The event ring of a domain. Dropping it turns it off and ends all monitors; requests must have been answered before, or their vCPUs wait on.
 #[derive(Debug)]
 pub(crate) struct MonitorRing {
     pub(crate) calls: MonitorCalls,
@@ -233,7 +233,7 @@ impl MonitorRing {
         &self.on
     }
 
-    /// Turns all monitors off, and the ring. All vCPUs that still wait go on. Done once.
+    /// Turns all monitors off, and the ring. Requests that were taken must have been answered. Done once.
     pub(crate) fn close(&mut self) {
         if std::mem::replace(&mut self.closed, true) {
             return;
