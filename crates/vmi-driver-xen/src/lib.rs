@@ -46,7 +46,6 @@ mod open;
 mod open_error;
 mod options;
 mod p2m;
-pub mod registers;
 mod ring;
 mod ring_lock;
 mod views;
