@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use crc::{CRC_64_REDIS, Crc};
 use vmi_driver_file::{Format, OpenOptions};
 
 use super::images;
@@ -13,9 +14,10 @@ pub fn vmware(data: &[u8]) -> bool {
     beside("a.vmss", data, "a.vmem", 0x4000) || alone
 }
 
-/// A state file, opened by itself and by the memory file.
+/// A state file, opened by itself and by the memory file. Its checksum is made right: by chance it never is.
 pub fn firecracker(data: &[u8]) -> bool {
-    beside("state", data, "memory", 2 << 20)
+    let sum = Crc::<u64>::new(&CRC_64_REDIS).checksum(data);
+    beside("state", &[data, &sum.to_le_bytes()].concat(), "memory", 2 << 20)
 }
 
 /// `state.json`, opened by itself and by the memory.
