@@ -144,15 +144,17 @@ def elf(segments, wide=True, machine=62, extended=False):
     return out + b"".join(segment[2] for segment in segments)
 
 
-def kdump(pages, wide=True, notes=b"", max_page=16):
-    """Pages are {number: (flags, packed)}."""
+def kdump(pages, wide=True, notes=b"", max_page=16, part=None):
+    """Pages are {number: (flags, packed)}. A part of a split dump has those from one number to before another; its bitmap tells of all."""
     word = u64 if wide else u32
     names = b"".join(name.ljust(65, b"\0") for name in [b"Linux", b"", b"6.1", b"", b"x86_64" if wide else b"i686", b""])
     head = (b"KDUMP   " + u32(6) + names).ljust(424 if wide else 412, b"\0") + u32(1, 4096, 1, 2, max_page, 0, 0, 0, 0, 1)
     at = 4096 + 200
-    sub = word(0) + u32(0, 0) + word(0, 0) + u64(0) + word(0) + u64(at) + word(len(notes)) + u64(0) + word(0) + u64(0, 0, max_page)
+    start, end = part or (0, 0)
+    sub = word(0) + u32(0, part is not None) + word(start, end) + u64(0) + word(0) + u64(at) + word(len(notes)) + u64(0) + word(0) + u64(start, end, max_page)
     out = pad(head, 4096) + pad(sub.ljust(200, b"\0") + notes, 4096) + pad(b"\xff\xff", 4096)
     out += pad(sum(1 << page for page in pages).to_bytes(2, "little"), 4096)
+    pages = pages if part is None else {page: pages[page] for page in pages if start <= page < end}
     at = len(out) + 24 * len(pages)
     table = b""
     for page in sorted(pages):
@@ -205,6 +207,18 @@ def images():
     }
     for name, dump in dumps.items():
         put("kdump", name, dump)
+
+    def split(name, first, second):
+        put("kdump_split", name, u32(len(first)) + first + second)
+
+    low, high = kdump(pages, part=(0, 3)), kdump(pages, part=(3, 16))
+    split("two", low, high)
+    split("other-order", high, low)
+    split("alone", dumps["all-packings"], b"")
+    split("bad-same", low, low)
+    split("bad-gap", kdump(pages, part=(0, 2)), high)
+    split("bad-lap", kdump(pages, part=(0, 4)), high)
+    split("bad-range", low, kdump(pages, part=(3, 2**40)))
     dump = dumps["all-packings"]
     put("flattened", "kdump", flat([(0, bytes(464)), (4096, dump[4096:])] + [(0, dump[:464])]))
     put("flattened", "elf", flat([(0, cores["zero-tail"][:100]), (50, bytes(100)), (50, cores["zero-tail"][50:])]))
@@ -874,6 +888,29 @@ def xen_texts():
     put("xen_texts", "bad-empty", b"")
 
 
+def gdb_session():
+    def packet(text):
+        return b"+$" + text + b"#%02x" % (sum(text) & 0xFF)
+
+    registers = b"".join(b'<reg name="%s" bitsize="64"/>' % name for name in [b"rax", b"rip", b"eflags", b"cr0", b"cr3"])
+    target = b'l<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target>%s</target>' % registers
+    stop, values = b"T05thread:p1.1;", b"0011223344556677" * 5
+    start = [b"PacketSize=1000;qXfer:features:read+;multiprocess+", b"vCont;c;C;s;S", b"mp1.2,p1.1", b"l", stop, b"0", target]
+    bare = [b"PacketSize=1000", b"vCont;c;C;s;S", b"m1", b"l", b"S05", b"", b"00" * 536]
+    def session(*answers):
+        return b"".join(map(packet, answers))
+    ok = [b"OK"] * 4
+    put("gdb_session", "reads", session(*start, b"OK", values, *ok, values, b"OK", b"aa" * 100, *[b"bb" * 2000] * 5, *ok, b"cc" * 8, *ok))
+    put("gdb_session", "runs", session(*start, b"OK", values, *ok, b"E14", *ok, b"E14", *ok, stop, b"T05swbreak:;thread:p1.2;", stop, *ok, b"O6162", *ok))
+    put("gdb_session", "no-description", session(*bare, b"OK", b"00" * 536, *ok, b"E01", *ok))
+    put("gdb_session", "no-acks", session(b"QStartNoAckMode+;PacketSize=400", b"OK") + session(*bare[1:]).replace(b"+", b""))
+    put("gdb_session", "exits", session(*start, b"OK", values, *ok, b"W00", b"X09;process:1", *ok))
+    put("gdb_session", "bad-start", session(b"", b"vCont;c"))
+    put("gdb_session", "bad-threads", session(*start[:2], *[b"m1,2,3"] * 100))
+    put("gdb_session", "bad-checksum", session(*start)[:-1] + b"x")
+    put("gdb_session", "bad-document", session(*start[:6], *[b"m<reg"] * 50))
+
+
 # A QMP server, and how QEMU is started.
 
 
@@ -935,6 +972,6 @@ def cabinets():
 
 for make in (
     paging, descriptors, images, streams, windows_dumps, hibernation, vmware, xen_core, firecracker, cloud_hypervisor, kallsyms, type_files, programs,
-    scripts, vmcoreinfo, pmemaccess, gdb, monitor, xen_registers, xen_events, xen_ring, xen_p2m, xen_texts, qmp, command_lines, cabinets,
+    scripts, vmcoreinfo, pmemaccess, gdb, monitor, xen_registers, xen_events, xen_ring, xen_p2m, xen_texts, gdb_session, qmp, command_lines, cabinets,
 ):
     make()

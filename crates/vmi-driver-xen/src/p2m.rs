@@ -229,5 +229,5 @@ fn entry_of(table: &Page, at: u64, shift: u32) -> u64 {
     words(table).nth(index as usize).unwrap_or(0)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -23,7 +23,7 @@ fn server() -> &'static (tempfile::TempDir, PathBuf, UnixListener) {
 }
 
 /// Says all that the input says at once, whatever it is asked, and hears all.
-fn serve(mut stream: UnixStream, says: &[u8]) {
+pub(super) fn serve(mut stream: UnixStream, says: &[u8]) {
     let mut left = says;
     while !left.is_empty() {
         match send(stream.as_raw_fd(), left, MsgFlags::MSG_NOSIGNAL) {
