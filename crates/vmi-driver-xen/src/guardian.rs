@@ -71,16 +71,17 @@ impl PrivilegedCalls {
         Err(io::Error::other("Xen understands no version of its control interface that this program knows"))
     }
 
-    /// Forks a guardian that makes a control call, and keeps `lock` open until then.
-    fn guardian(&self, domain: u16, command: u32, parameter: u64, lock: Option<BorrowedFd<'_>>) -> io::Result<Guardian> {
+    /// Forks a guardian that makes control calls, each a command and its parameter, and keeps `lock` open until that is done.
+    fn guardian(&self, domain: u16, lock: Option<BorrowedFd<'_>>, calls: &[(u32, u64)]) -> io::Result<Guardian> {
         let (device, version) = (self.device.as_fd(), self.version);
-        let keep = [device, lock.unwrap_or(device)];
-        // SAFETY: the closure makes one system call on memory of its own stack frame, on a device that is kept open.
-        unsafe {
-            Guardian::new(&keep, || {
-                control(device.as_raw_fd(), version, command, domain, parameter);
-            })
-        }
+        let undo = || {
+            for (command, parameter) in calls {
+                // SAFETY: the device is kept open.
+                unsafe { control(device.as_raw_fd(), version, *command, domain, *parameter) };
+            }
+        };
+        // SAFETY: the closure reads what was there before the fork and makes system calls on memory of its own stack frame.
+        unsafe { Guardian::new(&[device, lock.unwrap_or(device)], undo) }
     }
 }
 
@@ -101,7 +102,7 @@ unsafe fn control(device: RawFd, version: u32, command: u32, domain: u16, parame
 /// # Errors
 /// What `fork` and its like report.
 pub(crate) fn of_pause(calls: &PrivilegedCalls, domain: u16) -> io::Result<Guardian> {
-    calls.guardian(domain, UNPAUSE, 0, None)
+    calls.guardian(domain, None, &[(UNPAUSE, 0)])
 }
 
 /// Forks a guardian that turns the event ring of a domain off: all monitors end, and vCPUs that wait for an answer go on. It keeps `lock` open until that is done, so
@@ -110,7 +111,7 @@ pub(crate) fn of_pause(calls: &PrivilegedCalls, domain: u16) -> io::Result<Guard
 /// # Errors
 /// What `fork` and its like report.
 pub(crate) fn of_ring(calls: &PrivilegedCalls, domain: u16, lock: BorrowedFd<'_>) -> io::Result<Guardian> {
-    calls.guardian(domain, VM_EVENT, RING_OFF, Some(lock))
+    calls.guardian(domain, Some(lock), &[(VM_EVENT, RING_OFF)])
 }
 
 #[cfg(test)]
