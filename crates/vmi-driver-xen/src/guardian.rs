@@ -32,6 +32,9 @@ struct DomainControl {
 const UNPAUSE: u32 = 4;
 const INFO: u32 = 5;
 
+/// `XEN_DOMCTL_debug_op`, whose parameters are `op` and `vcpu`, of 32 bits each; 0 is `XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF`.
+const DEBUG: u32 = 54;
+
 /// `XEN_DOMCTL_vm_event_op`, whose parameters begin with `op` and `mode`, of 32 bits each.
 const VM_EVENT: u32 = 56;
 /// `XEN_VM_EVENT_DISABLE` of `XEN_DOMCTL_VM_EVENT_OP_MONITOR`.
@@ -109,14 +112,18 @@ impl Guardian {
         })
     }
 
-    /// Forks a guardian that turns the event ring of a domain off: all monitors end, and vCPUs that wait for an answer go on. It keeps `lock` open until that is done, so
-    /// that nobody turns the ring on meanwhile.
+    /// Forks a guardian that ends the single steps of a domain's vCPUs and turns its event ring off, so that all monitors end; vCPUs that wait for an answer wait on. It keeps
+    /// `lock` open until that is done, so that nobody turns the ring on meanwhile.
     ///
     /// # Errors
     /// What `pipe` and `fork` report.
-    pub(crate) fn of_ring(calls: &PrivilegedCalls, domain: u16, lock: RawFd) -> io::Result<Self> {
+    pub(crate) fn of_ring(calls: &PrivilegedCalls, domain: u16, vcpus: u32, lock: RawFd) -> io::Result<Self> {
         let (device, version) = (calls.device.as_raw_fd(), calls.version);
         Self::with(device, lock, move || {
+            for vcpu in 0..vcpus {
+                // SAFETY: as below. A vCPU that steps gets no interrupts; where it does not, or the processor has no steps, the call changes nothing.
+                unsafe { control(device, version, DEBUG, domain, u64::from(vcpu) << 32) };
+            }
             // SAFETY: the device was inherited and is open.
             unsafe { control(device, version, VM_EVENT, domain, RING_OFF) };
         })

@@ -12,6 +12,7 @@ mod checks;
 mod context;
 #[allow(dead_code, reason = "what checks may need")]
 mod domain;
+mod log;
 mod runner;
 #[allow(dead_code, reason = "what checks may need")]
 mod truth;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::checks::{self, Check};
 use crate::context::{Context, Skip};
+use crate::log;
 
 /// Exit status of a process whose check could not be made here.
 const SKIPPED: u8 = 42;
@@ -18,6 +19,7 @@ pub(crate) fn one(names: &[&str]) -> ExitCode {
         eprintln!("no check {names:?}");
         return ExitCode::from(2);
     };
+    log::keep();
     match (check.run)(&Context::new()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<Skip>() {

@@ -7,7 +7,7 @@ use vmi::x86::{Incident, Watch};
 use vmi::{AccessOrigin, Accesses, PhysAddr, Reply, Trap, VirtAddr, Vmi, What};
 use vmi_driver_xen::XenDriver;
 
-use super::events::{PATIENCE, collect, kill, open, open_held};
+use super::events::{PATIENCE, collect, kill, open, open_held, serve};
 use super::{Check, CheckResult};
 use crate::context::Context;
 use crate::domain::Domain;
@@ -27,7 +27,7 @@ const FUNCTION: &str = "__x64_sys_sched_rr_get_interval";
 /// The leaf around the instructions of `domu steps`.
 const MARK: u32 = 0x4fff_ff00;
 
-fn function(domain: &Domain) -> Result<VirtAddr> {
+pub(super) fn function(domain: &Domain) -> Result<VirtAddr> {
     let symbols = truth::symbols(domain, &[FUNCTION])?;
     let at = symbols.get(FUNCTION).and_then(|addresses| addresses.first()).context("no such function")?;
     Ok(VirtAddr::new(*at))
@@ -69,10 +69,9 @@ fn hidden(context: &Context) -> CheckResult {
     events.set(Trap::breakpoint(at))?;
     let running = domain.start(&kernel_bytes(at))?;
     let mut hits = 0;
-    collect(&mut events, PATIENCE, |event| {
+    serve(&mut events, &running, |event| {
         hits += usize::from(matches!(event.what(), What::Trapped { .. }));
-        drop(event);
-        Ok(running.output()?.contains("done"))
+        Ok(())
     })?;
     let after = running.finish(PATIENCE)?;
     ensure!(before == after, "without a breakpoint {before}, with one {after}");
@@ -82,7 +81,7 @@ fn hidden(context: &Context) -> CheckResult {
 }
 
 /// The command that prints the kernel's bytes at an address as the guest itself reads them.
-fn kernel_bytes(at: VirtAddr) -> String {
+pub(super) fn kernel_bytes(at: VirtAddr) -> String {
     format!("domu kernel {:#x}", at.get())
 }
 

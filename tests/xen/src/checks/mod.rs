@@ -3,6 +3,7 @@
 mod breakpoints;
 mod control;
 mod events;
+mod killed;
 mod lab;
 mod linux;
 mod memory;
@@ -51,6 +52,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
         events::CHECKS,
         breakpoints::CHECKS,
         views::CHECKS,
+        killed::CHECKS,
     ];
     tables.into_iter().flatten()
 }
