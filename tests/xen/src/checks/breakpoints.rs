@@ -19,7 +19,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new("breakpoints::steps_are_told_one_by_one", steps).limit(300),
     Check::new("breakpoints::each_access_of_memory_is_told", accesses).limit(300),
     Check::new("breakpoints::a_killed_tool_leaves_the_guest_s_code", killed).limit(300),
-    Check::new("breakpoints::held_until_killed", hold).limit(300),
+    Check::new("breakpoints::held_until_killed", hold).limit(300).inner(),
 ];
 
 /// What `domu call` calls, and nobody else.

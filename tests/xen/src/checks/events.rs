@@ -23,7 +23,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new("events::one_session_at_a_time", one_at_a_time),
     Check::new("events::a_killed_tool_is_cleaned_up_behind", killed),
     Check::new("events::a_killed_tool_without_a_guardian_is_cleaned_up_behind", killed_unguarded),
-    Check::new("events::held_until_killed", hold),
+    Check::new("events::held_until_killed", hold).inner(),
 ];
 
 /// How long to wait for something that comes.
