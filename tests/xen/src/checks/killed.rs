@@ -4,7 +4,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use vmi::{Accesses, Gfn, PhysAddr, Trap, VcpuId};
@@ -85,8 +85,10 @@ fn killed(context: &Context, name: &str, doing: Doing) -> CheckResult {
     for pause in [0, 2, 7] {
         kill(name, Duration::from_millis(pause))?;
         let alone = domain.answers(Duration::from_secs(1)).is_ok();
-        println!("killed after {pause} ms more: {}", if alone { "the domain runs on by itself" } else { "a vCPU waits" });
+        let began = Instant::now();
         clean(&domain, before.trim(), &code).with_context(|| format!("killed after {pause} ms more"))?;
+        let runs = if alone { "the domain runs on by itself" } else { "a vCPU waits" };
+        println!("killed after {pause} ms more: {runs}; as before in {:.1?}", began.elapsed());
     }
     Ok(())
 }
@@ -105,10 +107,13 @@ fn kill(name: &str, pause: Duration) -> Result<()> {
 
 /// The next session gets its events, and leaves the domain as it was.
 fn clean(domain: &Domain, before: &str, code: &str) -> CheckResult {
+    let began = Instant::now();
     let vmi = open(domain)?;
     let mut events = vmi.events()?;
     ensure!(log::said("a program that was killed had left its events on"), "the session does not say what it found");
+    let opened = began.elapsed();
     domain.answers(PATIENCE).context("in the next session")?;
+    println!("the session is open after {opened:.1?}, and the domain answers after {:.1?}", began.elapsed());
     for page in PAGES {
         // Nobody asks for these accesses any more.
         domain.start(&format!("domu touch r {page} 5"))?;
