@@ -28,6 +28,9 @@ struct DomainControl {
 const UNPAUSE: u32 = 4;
 const INFO: u32 = 5;
 
+/// `XEN_DOMCTL_debug_op`, whose parameters are `op` and `vcpu`, of 32 bits each; 0 is `XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF`.
+const DEBUG: u32 = 54;
+
 /// `XEN_DOMCTL_vm_event_op`, whose parameters begin with `op` and `mode`, of 32 bits each.
 const VM_EVENT: u32 = 56;
 /// `XEN_VM_EVENT_DISABLE` of `XEN_DOMCTL_VM_EVENT_OP_MONITOR`.
@@ -105,13 +108,16 @@ pub(crate) fn of_pause(calls: &PrivilegedCalls, domain: u16) -> io::Result<Guard
     calls.guardian(domain, None, &[(UNPAUSE, 0)])
 }
 
-/// Forks a guardian that turns the event ring of a domain off: all monitors end, and vCPUs that wait for an answer go on. It keeps `lock` open until that is done, so
-/// that nobody turns the ring on meanwhile.
+/// Forks a guardian that ends the single steps of a domain's vCPUs and turns its event ring off, so that all monitors end; vCPUs that wait for an answer wait on. It keeps
+/// `lock` open until that is done, so that nobody turns the ring on meanwhile.
 ///
 /// # Errors
 /// What `fork` and its like report.
-pub(crate) fn of_ring(calls: &PrivilegedCalls, domain: u16, lock: BorrowedFd<'_>) -> io::Result<Guardian> {
-    calls.guardian(domain, Some(lock), &[(VM_EVENT, RING_OFF)])
+pub(crate) fn of_ring(calls: &PrivilegedCalls, domain: u16, vcpus: u32, lock: BorrowedFd<'_>) -> io::Result<Guardian> {
+    // A vCPU that steps gets no interrupts; where it does not, or the processor has no steps, the call changes nothing.
+    let steps = (0..vcpus).map(|vcpu| (DEBUG, u64::from(vcpu) << 32));
+    let all: Vec<_> = steps.chain([(VM_EVENT, RING_OFF)]).collect();
+    calls.guardian(domain, Some(lock), &all)
 }
 
 #[cfg(test)]

@@ -373,6 +373,18 @@ impl Response {
         registers::encode(registers, self.bytes.get_mut(REGISTERS..).unwrap_or_default());
     }
 
+    /// Whether Xen carries it out only when the vCPU runs on, and forgets it if the ring is off by then (xen/arch/x86/hvm/vm_event.c, `hvm_vm_event_do_resume`;
+    /// xen/arch/x86/vm_event.c, `vm_event_cleanup_domain`).
+    pub(crate) fn is_late(&self) -> bool {
+        self.flags.intersects(Flags::SET_REGISTERS | Flags::EMULATE)
+    }
+
+    /// The registers that it sets.
+    pub(crate) fn wanted_registers(&self) -> Option<Registers> {
+        let bytes = self.bytes.get(REGISTERS..).filter(|_| self.flags.contains(Flags::SET_REGISTERS))?;
+        registers::decode(bytes, self.version)
+    }
+
     /// The emulated instruction reads these bytes. Whether there is room for them. The registers cannot be set in the same response.
     #[must_use]
     pub fn emulate_reading(&mut self, data: &[u8]) -> bool {
