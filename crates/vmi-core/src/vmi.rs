@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::page_cache::{PageCache, PageCacheCounters};
 use crate::{
-    Address, AddressSpace, Architecture, Control, Driver, EventSource, Events, GuestMapping, Liveness, MachineInfo, Memory, PAGE_SIZE,
-    PhysAddr, ReadOp, Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
+    Address, AddressSpace, Architecture, Control, Driver, EventSource, Events, GuestMapping, Liveness, MachineInfo, Memory,
+    PAGE_SIZE, PhysAddr, ReadOp, Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 /// Pages that a [`Vmi`] over a back end without mapped memory keeps at most, in bytes.

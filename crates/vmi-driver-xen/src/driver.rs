@@ -23,7 +23,7 @@ use crate::{OpenError, Options, open};
 ///
 /// | capability | by | what it costs |
 /// |---|---|---|
-/// | memory | foreign mappings in a bounded cache ([`Options::mapped`]) or of all memory at once ([`Options::map_whole`]) | a load, and a call to Xen for each new chunk |
+/// | memory | foreign mappings that come and go, bounded ([`Options::mapped`], [`Options::lifetime`]), or of all memory at once ([`Options::map_whole`]) | a load, and a call to Xen for each new chunk |
 /// | registers | save records (HVM, PVH), vCPU contexts (PV) | Xen pauses the domain for the call |
 /// | setting registers | the same; what Xen does not take is an error | the same |
 /// | pause and resume | the toolstack's pause, which Xen counts | |
@@ -151,7 +151,7 @@ impl Driver for XenDriver {
     }
 
     fn mapping(&self) -> Option<&GuestMapping> {
-        self.whole.as_ref()
+        Some(self.whole.as_ref().unwrap_or_else(|| self.memory.mapping()))
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -259,11 +259,11 @@ impl WriteMemory for XenDriver {
 
 impl Control for XenDriver {
     fn pause(&self) -> Result<()> {
-        self.execution.pause(|| self.memory.clock().stop())
+        self.execution.pause(|| self.memory.stands())
     }
 
     fn resume(&self) -> Result<()> {
-        self.execution.resume(|| self.memory.clock().go_on())
+        self.execution.resume(|| self.memory.goes_on())
     }
 }
 

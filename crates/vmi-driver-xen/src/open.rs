@@ -9,7 +9,7 @@ use crate::domains::{self, Domain};
 use crate::driver::Parts;
 use crate::execution::Execution;
 use crate::failure::Failures;
-use crate::foreign_memory::{Frames, GuestMemory, Mapper, XenMapper};
+use crate::foreign_memory::{DomainCheck, Frames, GuestMemory, Mapper, XenMapper};
 use crate::frames::{Machine, Paravirtual, Same};
 use crate::libraries::control::Control;
 use crate::libraries::foreign_memory::ForeignMemory;
@@ -50,12 +50,14 @@ pub(crate) fn open(text: &str, options: &Options) -> Result<Parts, OpenError> {
             (MemoryMap::new(list.regions()), Box::new(Arc::clone(&list)), Some(list))
         }
     };
-    let mapper = XenMapper { memory, domain: number, failures: failures.clone() };
+    let check = is_there(&control, &domain, &failures);
+    let mapper = XenMapper { memory, domain: number, failures: failures.clone(), check };
     let whole = options.map_whole.then(|| map_whole(&mapper, &*frames, &map)).transpose().map_err(OpenError::Map)?;
     let execution = Execution::new(Arc::clone(&control), short, options.guardian, failures.clone());
+    let memory = GuestMemory::new(mapper, frames, failures.clone(), options.limits, &map).map_err(OpenError::Map)?;
     Ok(Parts {
         machine: MachineInfo { name, memory: map, liveness: Liveness::Live, notes: Vec::new() },
-        memory: GuestMemory::new(mapper, frames, failures.clone(), options.limits),
+        memory,
         whole,
         paravirtual,
         execution,
@@ -67,6 +69,19 @@ pub(crate) fn open(text: &str, options: &Options) -> Result<Parts, OpenError> {
 
 fn call(domain: &Domain, action: &'static str, source: CallError) -> OpenError {
     OpenError::Call { domain: domain.to_string(), kind: domain.info.kind, action, source }
+}
+
+/// Asks Xen whether the domain is still there, and the same one.
+fn is_there(control: &Arc<Control>, domain: &Domain, failures: &Failures) -> DomainCheck {
+    let (control, failures, id, uuid) = (Arc::clone(control), failures.clone(), domain.info.id, domain.info.uuid);
+    DomainCheck(Box::new(move || {
+        let info = control.domain_from(id).map_err(|error| failures.call("asking whether it lives", error))?;
+        match info.filter(|info| info.id == id && info.uuid == uuid) {
+            None => Err(failures.ended("Xen knows no domain of its number any more")),
+            Some(info) if info.dying => Err(failures.ended("it is being destroyed")),
+            Some(_) => Ok(()),
+        }
+    }))
 }
 
 /// The memory map of an HVM or PVH domain.

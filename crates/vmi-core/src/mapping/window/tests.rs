@@ -25,10 +25,8 @@ impl Guest {
         let guest = File::from(file.try_clone().unwrap());
         guest.set_len(pages * PAGE_SIZE).unwrap();
         let window = Window::reserve(pages * PAGE_SIZE).unwrap();
-        let memory = GuestMapping::window(
-            Arc::clone(&window),
-            MemoryMap::new([Region::new(PhysAddr::ZERO, pages * PAGE_SIZE).unwrap()]),
-        );
+        let memory =
+            GuestMapping::window(Arc::clone(&window), MemoryMap::new([Region::new(PhysAddr::ZERO, pages * PAGE_SIZE).unwrap()]));
         let guest = Self { file, window, memory };
         guest.fill(0..pages, 0);
         guest
@@ -75,7 +73,9 @@ fn shown_pages_are_read_and_others_are_holes() {
     assert_eq!((guest.word(0), guest.word(0x8000)), (None, None));
     guest.map(8..24, |page| page != 13);
     assert_eq!((guest.word(8 * PAGE_SIZE), guest.word(9 * PAGE_SIZE + 8)), (Some(word(0, 8 * 512)), Some(word(0, 9 * 512 + 1))));
-    assert!(guest.window.is_shown(8) && !guest.window.is_shown(13) && !guest.window.is_shown(64) && !guest.window.is_shown(u64::MAX));
+    assert!(
+        guest.window.is_shown(8) && !guest.window.is_shown(13) && !guest.window.is_shown(64) && !guest.window.is_shown(u64::MAX)
+    );
     let mut bytes = vec![0; 16 * PAGE];
     let error = guest.memory.read_into(PhysAddr::new(8 * PAGE_SIZE + 3), &mut bytes).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 13 * PAGE_SIZE), "{error}");
@@ -149,7 +149,9 @@ fn memory_comes_and_goes_under_readers() {
                     let mut run = vec![0; 5 * PAGE];
                     while !stop.load(Ordering::Relaxed) {
                         for _ in 0..1000 {
-                            at = (at.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f)) % (PAGES * PAGE_SIZE) & !7;
+                            at = (at.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f))
+                                % (PAGES * PAGE_SIZE)
+                                & !7;
                             match guest.word(at) {
                                 Some(value) => {
                                     assert!(is_right(value, at / 8), "{value:#x} at {at:#x}");
