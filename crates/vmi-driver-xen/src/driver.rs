@@ -40,7 +40,6 @@ use crate::{OpenError, Options, open};
 pub struct XenDriver {
     machine: MachineInfo,
     memory: GuestMemory<XenMapper>,
-    whole: Option<GuestMapping>,
     paravirtual: Option<Arc<Paravirtual>>,
     execution: Execution,
     control: Arc<control::Control>,
@@ -52,7 +51,6 @@ pub struct XenDriver {
 pub(crate) struct Parts {
     pub(crate) machine: MachineInfo,
     pub(crate) memory: GuestMemory<XenMapper>,
-    pub(crate) whole: Option<GuestMapping>,
     pub(crate) paravirtual: Option<Arc<Paravirtual>>,
     pub(crate) execution: Execution,
     pub(crate) control: Arc<control::Control>,
@@ -69,8 +67,8 @@ impl XenDriver {
     /// # Errors
     /// [`OpenError`] says what was tried and why it failed.
     pub fn open(domain: &str, options: &Options) -> Result<Self, OpenError> {
-        let Parts { machine, memory, whole, paravirtual, execution, control, failures, domain } = open::open(domain, options)?;
-        Ok(Self { machine, memory, whole, paravirtual, execution, control, failures, domain })
+        let Parts { machine, memory, paravirtual, execution, control, failures, domain } = open::open(domain, options)?;
+        Ok(Self { machine, memory, paravirtual, execution, control, failures, domain })
     }
 
     /// Which domain it is, as it was when it was opened.
@@ -151,7 +149,7 @@ impl Driver for XenDriver {
     }
 
     fn mapping(&self) -> Option<&GuestMapping> {
-        Some(self.whole.as_ref().unwrap_or_else(|| self.memory.mapping()))
+        Some(self.memory.mapping())
     }
 
     fn epoch(&self) -> Option<u64> {

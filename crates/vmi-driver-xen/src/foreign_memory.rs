@@ -37,6 +37,11 @@ pub(crate) struct Limits {
     pub(crate) lifetime: Duration,
 }
 
+impl Limits {
+    /// For a domain that is mapped as a whole, for as long as it is open.
+    pub(crate) const NONE: Self = Self { mapped: u64::MAX, lifetime: Duration::MAX };
+}
+
 /// Which frames to map for guest-physical pages.
 pub(crate) trait Frames: Send + Sync {
     /// The frames of `count` pages from page number `first`; all ones for a page that is none.
@@ -197,6 +202,11 @@ impl<M: Mapper> GuestMemory<M> {
         self.shown.mapping()
     }
 
+    /// Maps all memory now, and for as long as this or a clone of its mapping lives.
+    pub(crate) fn map_whole(&mut self, memory: &MemoryMap) -> Result<()> {
+        self.shown.map_whole(memory)
+    }
+
     /// The domain stands still: nothing ages.
     pub(crate) fn stands(&self) {
         self.source.clock.stop();
@@ -232,7 +242,8 @@ impl<M: Mapper> GuestMemory<M> {
             .collect();
         wanted.sort_unstable();
         wanted.dedup();
-        self.shown.prepare(&wanted);
+        // If this fails, the reads say why.
+        _ = self.shown.prepare(&wanted);
         for op in ops {
             op.result = self.read(op.at, op.buf);
         }

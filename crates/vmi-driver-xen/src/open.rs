@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use vmi_core::{Error, GuestMapping, Liveness, MachineInfo, MemoryMap, PAGE_SIZE};
+use vmi_core::{Liveness, MachineInfo, MemoryMap};
 
 use crate::domain_info::DomainKind;
 use crate::domains::{self, Domain};
 use crate::driver::Parts;
 use crate::execution::Execution;
 use crate::failure::Failures;
-use crate::foreign_memory::{DomainCheck, Frames, GuestMemory, Mapper, XenMapper};
+use crate::foreign_memory::{DomainCheck, Frames, GuestMemory, Limits, XenMapper};
 use crate::frames::{Machine, Paravirtual, Same};
 use crate::libraries::control::Control;
 use crate::libraries::foreign_memory::ForeignMemory;
@@ -18,9 +18,6 @@ use crate::{CallError, OpenError, Options, memory_map};
 
 /// Words of a domain's interface: only 64-bit PV domains are understood.
 const WIDE: u32 = 8;
-
-/// Pages that are mapped in one call when a domain is mapped as a whole.
-const PAGES_AT_ONCE: u64 = 16 << 10;
 
 pub(crate) fn open(text: &str, options: &Options) -> Result<Parts, OpenError> {
     let control = Arc::new(Control::open()?);
@@ -52,13 +49,15 @@ pub(crate) fn open(text: &str, options: &Options) -> Result<Parts, OpenError> {
     };
     let check = is_there(&control, &domain, &failures);
     let mapper = XenMapper { memory, domain: number, failures: failures.clone(), check };
-    let whole = options.map_whole.then(|| map_whole(&mapper, &*frames, &map)).transpose().map_err(OpenError::Map)?;
+    let limits = if options.map_whole { Limits::NONE } else { options.limits };
     let execution = Execution::new(Arc::clone(&control), short, options.guardian, failures.clone());
-    let memory = GuestMemory::new(mapper, frames, failures.clone(), options.limits, &map).map_err(OpenError::Map)?;
+    let mut memory = GuestMemory::new(mapper, frames, failures.clone(), limits, &map).map_err(OpenError::Map)?;
+    if options.map_whole {
+        memory.map_whole(&map).map_err(OpenError::Map)?;
+    }
     Ok(Parts {
         machine: MachineInfo { name, memory: map, liveness: Liveness::Live, notes: Vec::new() },
         memory,
-        whole,
         paravirtual,
         execution,
         control,
@@ -124,27 +123,4 @@ fn last_frame(control: &Control, domain: &Domain) -> Result<u64, OpenError> {
         return Ok(last);
     }
     control.maximum_gpfn(number).map_err(|error| call(domain, "asking for its last frame", error))
-}
-
-/// All of a domain's memory, mapped.
-fn map_whole(mapper: &XenMapper, frames: &dyn Frames, map: &MemoryMap) -> Result<GuestMapping, Error> {
-    let mut parts = Vec::new();
-    for region in map.regions() {
-        let mut page = region.start().get() / PAGE_SIZE;
-        let end = region.end().get() / PAGE_SIZE;
-        while page < end {
-            let count = PAGES_AT_ONCE.min(end.saturating_sub(page));
-            let pages: Vec<u64> = (page..page.saturating_add(count)).collect();
-            let mut named = Vec::with_capacity(pages.len());
-            // The list of a PV domain is asked for a chunk at a time.
-            for chunk in pages.chunk_by(|a, b| a / crate::foreign_memory::CHUNK_PAGES == b / crate::foreign_memory::CHUNK_PAGES) {
-                if let Some(first) = chunk.first() {
-                    frames.frames(*first, chunk.len(), &mut named)?;
-                }
-            }
-            parts.push(mapper.map(&pages, &named, false)?);
-            page = page.saturating_add(count);
-        }
-    }
-    GuestMapping::join(parts).map_err(|error| mapper.failures.other("mapping its memory", error))
 }

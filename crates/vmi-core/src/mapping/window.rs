@@ -10,7 +10,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -24,8 +24,8 @@ use crate::{Liveness, MemoryMap, PAGE_SIZE, PhysAddr};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// What a page's byte says while it may be read.
-const THERE: u8 = 1;
+/// Pages whose presence is one word: a bit for each, which is set while the page may be read.
+const GROUP: u64 = 64;
 
 /// Bytes that are copied at most with the flag up, so that nobody waits for a reader long.
 const SECTION: usize = 64 << 10;
@@ -43,11 +43,17 @@ fn membarrier(command: libc::c_int) -> io::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }).map(drop).map_err(io::Error::from)
 }
 
+/// The bit of a page in its group.
+#[inline(always)]
+fn bit(page: u64) -> u64 {
+    1u64.wrapping_shl((page % GROUP) as u32)
+}
+
 /// What a read needs to know of a window.
 #[derive(Clone, Copy)]
 pub(super) struct View {
     base: *const u8,
-    presence: *const AtomicU8,
+    presence: *const AtomicU64,
     /// How many words of 1, 2, 4 and 8 bytes the window has.
     words: [u64; 4],
 }
@@ -78,16 +84,29 @@ impl View {
             return false;
         }
         let Some(reader) = readers::current() else { return false };
-        reader.enter(offset as usize | 1);
-        let page = (offset / PAGE_SIZE) as usize;
-        // SAFETY: the comparison says that the offset lies in the window, which has a byte of presence for each page.
-        let there = unsafe { (*self.presence.wrapping_add(page)).load(Ordering::Acquire) } == THERE;
+        // Where it reads tells one time from another.
+        let host = self.base.wrapping_add(offset as usize);
+        reader.enter(host as usize);
+        // SAFETY: the comparison says that the offset lies in the window.
+        let there = unsafe { self.is_there(offset as usize) };
         if there {
             // SAFETY: the page was there after the flag was raised, so it stays mapped until the flag is lowered; the comparison says that the word lies in it, aligned.
-            unsafe { copy::copy_word(self.base.wrapping_add(offset as usize), buf) };
+            unsafe { copy::copy_word(host, buf) };
         }
         reader.leave();
         there
+    }
+
+    /// Whether the page at this offset may be read.
+    ///
+    /// # Safety
+    /// The offset lies in the window.
+    #[inline(always)]
+    unsafe fn is_there(&self, offset: usize) -> bool {
+        let page = offset / PAGE;
+        // SAFETY: the window has a word of presence for each group of pages; the offset lies in it.
+        let group = unsafe { &*self.presence.wrapping_add(page >> GROUP.trailing_zeros()) };
+        group.load(Ordering::Acquire) & bit(page as u64) != 0
     }
 
     /// Fills `buf` from `at` as far as pages are there; how many bytes that are.
@@ -116,12 +135,13 @@ impl View {
     /// Copies with the flag up. All of `part` lies in the window.
     #[inline(always)]
     fn read_section(&self, reader: &Reader, start: usize, part: &mut [u8]) -> usize {
-        reader.enter(start | 1);
+        let host = self.base.wrapping_add(start);
+        reader.enter(host as usize);
         let mut there = 0usize;
         while there < part.len() {
             let at = start.wrapping_add(there);
-            // SAFETY: the address lies in the window, which has a byte of presence for each page.
-            if unsafe { (*self.presence.wrapping_add(at / PAGE)).load(Ordering::Acquire) } != THERE {
+            // SAFETY: all of `part` lies in the window.
+            if !unsafe { self.is_there(at) } {
                 break;
             }
             there = there.saturating_add(PAGE.wrapping_sub(at % PAGE));
@@ -129,7 +149,7 @@ impl View {
         let copied = there.min(part.len());
         let (part, _) = part.split_at_mut(copied);
         // SAFETY: each of these pages was there after the flag was raised, so they stay mapped until it is lowered. Other machines may write them: volatile loads.
-        unsafe { copy::copy_volatile(self.base.wrapping_add(start), part) };
+        unsafe { copy::copy_volatile(host, part) };
         reader.leave();
         copied
     }
@@ -156,7 +176,7 @@ unsafe impl Send for Window {}
 unsafe impl Sync for Window {}
 
 impl Window {
-    /// Reserves address space for guest-physical memory up to `end`, in bytes. It takes no memory, but a byte for each page that is ever shown (by pages of those).
+    /// Reserves address space for guest-physical memory up to `end`, in bytes. It takes no memory, but a bit for each page that is ever shown (by pages of those).
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] for nothing and for more than 16 TiB; what `mmap` and `membarrier` report: [`io::ErrorKind::Unsupported`] by kernels before 4.14.
@@ -167,7 +187,7 @@ impl Window {
         membarrier(REGISTER_BARRIER)?;
         membarrier(BARRIER)?;
         let pages = size.get() as u64 / PAGE_SIZE;
-        let presence: MmapRaw = MmapOptions::new().len(size.get() / PAGE).no_reserve_swap().map_anon()?.into();
+        let presence: MmapRaw = MmapOptions::new().len(presence_len(pages)).no_reserve_swap().map_anon()?.into();
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at a place that the kernel chooses.
         let base = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_NONE, flags)? }.cast::<u8>();
@@ -192,15 +212,16 @@ impl Window {
         NonNull::new(self.base.as_ptr().wrapping_add((pages.start as usize).wrapping_mul(PAGE)))
     }
 
-    fn presence(&self, page: u64) -> Option<&AtomicU8> {
-        let index = usize::try_from(page).ok().filter(|index| *index < self.presence.len())?;
-        // SAFETY: the index is below the length of the mapping, which lives as long as `self` and is only ever used as atomic bytes.
-        Some(unsafe { &*self.presence.as_ptr().cast::<AtomicU8>().add(index) })
+    /// The presence of the group of a page.
+    fn presence(&self, page: u64) -> Option<&AtomicU64> {
+        let index = usize::try_from(page / GROUP).ok().filter(|_| page < self.pages)?;
+        // SAFETY: the page lies in the window, so the mapping has a word for its group; it is aligned, lives as long as `self` and is only ever used as atomic words.
+        Some(unsafe { &*self.presence.as_ptr().cast::<AtomicU64>().add(index) })
     }
 
     /// Whether this page can be read now.
     pub fn is_shown(&self, page: u64) -> bool {
-        self.presence(page).is_some_and(|presence| presence.load(Ordering::Acquire) == THERE)
+        self.presence(page).is_some_and(|group| group.load(Ordering::Acquire) & bit(page) != 0)
     }
 
     /// Lets pages be read, from page number `first` on: those for which `there` says yes.
@@ -210,9 +231,9 @@ impl Window {
     /// nobody takes it away while this is called.
     pub unsafe fn show(&self, first: u64, there: impl IntoIterator<Item = bool>) {
         for (page, there) in (first..).zip(there) {
-            if there && let Some(presence) = self.presence(page) {
+            if there && let Some(group) = self.presence(page) {
                 // Release: the mapping is seen by whoever sees this.
-                presence.store(THERE, Ordering::Release);
+                group.fetch_or(bit(page), Ordering::Release);
             }
         }
     }
@@ -223,8 +244,8 @@ impl Window {
     /// What `mmap` reports. The pages are not shown any more, but what was mapped stays mapped; their place is not used again.
     pub fn take_away(&self, pages: &[Range<u64>]) -> io::Result<()> {
         for page in pages.iter().cloned().flatten() {
-            if let Some(presence) = self.presence(page) {
-                presence.store(0, Ordering::Release);
+            if let Some(group) = self.presence(page) {
+                group.fetch_and(!bit(page), Ordering::Release);
             }
         }
         let mut failed = Ok(());
@@ -262,6 +283,11 @@ impl Window {
         tracing::warn!(?pages, "a part of a guest's memory cannot be mapped by this handle any more");
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(pages.clone());
     }
+}
+
+/// Bytes of presence for so many pages.
+fn presence_len(pages: u64) -> usize {
+    (pages.div_ceil(GROUP) as usize).saturating_mul(size_of::<AtomicU64>())
 }
 
 /// Makes address space without memory of what is at `place`, in one step.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use vmi_core::{Address, Error, GuestMapping, MemoryMap, PhysAddr, Result, Window};
+use vmi_core::{Address, Error, GuestMapping, MemoryMap, PAGE_SIZE, PhysAddr, RawPiece, Region, Result, Window};
 
 use super::{CHUNK, CHUNK_PAGES, MAX_AT_ONCE, Mapper, Source};
 
@@ -26,6 +26,8 @@ struct State {
     chunks: BTreeMap<u64, ()>,
     /// The same, with when they were mapped, the oldest in front.
     order: VecDeque<(u64, u64)>,
+    /// Nothing is unmapped any more.
+    stays: bool,
     closing: bool,
 }
 
@@ -45,6 +47,8 @@ struct Inner<M> {
 pub(crate) struct Shown<M: Mapper> {
     inner: Arc<Inner<M>>,
     keeper: Option<JoinHandle<()>>,
+    /// All memory, if it is mapped for ever.
+    whole: Option<GuestMapping>,
 }
 
 impl<M: Mapper> Shown<M> {
@@ -62,15 +66,47 @@ impl<M: Mapper> Shown<M> {
         let kept = Arc::clone(&inner);
         let keeper = std::thread::Builder::new().name("vmi-xen-mappings".to_owned()).spawn(move || kept.keep());
         let keeper = keeper.map_err(|error| failures.other("starting the thread that unmaps its memory", error))?;
-        Ok(Self { inner, keeper: Some(keeper) })
+        Ok(Self { inner, keeper: Some(keeper), whole: None })
     }
 
     /// What is read from.
     pub(super) fn mapping(&self) -> &GuestMapping {
-        &self.inner.mapping
+        self.whole.as_ref().unwrap_or(&self.inner.mapping)
     }
 
-    /// Unmaps everything.
+    /// Maps all memory, which stays mapped from now on. It is read as memory that never goes: without a look whether it is there.
+    #[allow(unsafe_code)]
+    pub(super) fn map_whole(&mut self, memory: &MemoryMap) -> Result<()> {
+        for region in memory.regions() {
+            let numbers: Vec<u64> = (region.start().get() / CHUNK..region.end().get().div_ceil(CHUNK)).collect();
+            self.prepare(&numbers)?;
+        }
+        let mut state = self.inner.lock();
+        state.stays = true;
+        let window = &self.inner.window;
+        let mut pieces: Vec<RawPiece> = Vec::new();
+        let mapped = state.chunks.keys().flat_map(|number| pages(*number, 1));
+        for page in mapped.filter(|page| window.is_shown(*page)) {
+            let place = window.place(&(page..page.saturating_add(1)));
+            let region = Region::new(PhysAddr::new(page.saturating_mul(PAGE_SIZE)), PAGE_SIZE);
+            let Some((place, region)) = place.zip(region) else { continue };
+            match pieces.last_mut() {
+                // What follows in the guest follows in the window.
+                Some(last) if last.region.end() == region.start() => {
+                    let len = last.region.len().saturating_add(PAGE_SIZE);
+                    last.region = Region::new(last.region.start(), len).unwrap_or(last.region);
+                }
+                _ => pieces.push(RawPiece { region, host: place.as_ptr(), writable: false }),
+            }
+        }
+        // SAFETY: each piece is a run of pages that are mapped for reading. `stays` says that nothing is taken away any more, so they stay so until the window is dropped, which the mapping keeps. Nobody
+        // has a reference to them.
+        let whole = unsafe { GuestMapping::raw(&pieces, Arc::clone(window) as _) };
+        self.whole = Some(whole.map_err(|error| self.inner.source.failures.other("mapping its memory", error))?);
+        Ok(())
+    }
+
+    /// Unmaps everything, but what stays.
     pub(super) fn forget(&self) {
         let mut state = self.inner.lock();
         self.inner.unmap_oldest(&mut state, usize::MAX);
@@ -83,17 +119,18 @@ impl<M: Mapper> Shown<M> {
         self.inner.wake.notify_all();
     }
 
-    /// Maps what of these chunks, which ascend, is not mapped. What fails is told by the reads.
-    pub(super) fn prepare(&self, numbers: &[u64]) {
+    /// Maps what of these chunks, which ascend, is not mapped.
+    pub(super) fn prepare(&self, numbers: &[u64]) -> Result<()> {
         let mut state = self.inner.lock();
         let missing: Vec<u64> = numbers.iter().copied().filter(|number| !state.chunks.contains_key(number)).collect();
         for run in missing.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
             for part in run.chunks(MAX_AT_ONCE as usize) {
                 if let Some(first) = part.first() {
-                    _ = self.inner.map(&mut state, *first, part.len() as u64);
+                    self.inner.map(&mut state, *first, part.len() as u64)?;
                 }
             }
         }
+        Ok(())
     }
 
     /// Fills `buf`, and maps what is needed for that.
@@ -137,7 +174,7 @@ impl<M: Mapper> Inner<M> {
     fn bring(&self, here: PhysAddr, rest: &mut [u8]) -> Result<usize> {
         let mut state = self.lock();
         let number = here.get() / CHUNK;
-        if !state.chunks.contains_key(&number) && here.get() / vmi_core::PAGE_SIZE < self.window.pages() {
+        if !state.chunks.contains_key(&number) && here.get() / PAGE_SIZE < self.window.pages() {
             let last = here.get().saturating_add((rest.len() as u64).saturating_sub(1)) / CHUNK;
             let end = last.min(number.saturating_add(MAX_AT_ONCE.saturating_sub(1))).saturating_add(1);
             let count = (number..end).take_while(|number| !state.chunks.contains_key(number)).count() as u64;
@@ -196,7 +233,7 @@ impl<M: Mapper> Inner<M> {
 
     fn unmap_oldest(&self, state: &mut State, count: usize) {
         let count = count.min(state.order.len());
-        if count == 0 {
+        if count == 0 || state.stays {
             return;
         }
         let mut numbers: Vec<u64> = state.order.drain(..count).map(|(number, _)| number).collect();
@@ -222,7 +259,7 @@ impl<M: Mapper> Inner<M> {
                 continue;
             };
             let age = self.source.clock.now().saturating_sub(*born);
-            if age >= old {
+            if age >= old && !state.stays {
                 self.unmap_old(&mut state, old);
                 continue;
             }

@@ -141,6 +141,25 @@ fn what_is_mapped_is_bounded_and_goes_with_the_cache() {
     assert_eq!(mapping.read_shown(PhysAddr::ZERO, &mut word), 0, "a mapping that is kept longer shows nothing");
 }
 
+/// All memory mapped once stays, for who keeps the mapping longer than the rest too.
+#[test]
+fn all_memory_is_mapped_for_ever() {
+    let domain = Domain::new();
+    let limits = Limits::NONE;
+    let memory = MemoryMap::new([Region::new(PhysAddr::ZERO, PAGES * PAGE_SIZE).unwrap()]);
+    let mut cache = GuestMemory::new(domain.clone(), Box::new(Same), Failures::new("a domain"), limits, &memory).unwrap();
+    cache.map_whole(&memory).unwrap();
+    assert_eq!(cache.shown.mapped() as u64, PAGES / CHUNK_PAGES);
+    cache.forget();
+    let mapping = cache.mapping().clone();
+    drop(cache);
+    let mut bytes = vec![0; 7 * PAGE];
+    mapping.read_into(PhysAddr::new(508 * PAGE_SIZE), &mut bytes).unwrap();
+    assert!(bytes.iter().zip(508 * PAGE_SIZE..).step_by(977).all(|(byte, at)| *byte == domain.byte(at)));
+    let error = mapping.read_into(PhysAddr::new(515 * PAGE_SIZE), &mut bytes).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 517 * PAGE_SIZE), "{error}");
+}
+
 /// What nobody reads any more is unmapped too.
 #[test]
 fn what_is_old_is_unmapped_without_a_read() {
