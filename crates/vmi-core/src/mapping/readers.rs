@@ -31,7 +31,8 @@ impl Reader {
     /// Raises the flag. What is loaded from here on is loaded with the flag up, for whoever makes this thread pass a barrier. `what` is not zero.
     #[inline(always)]
     pub(super) fn enter(&self, what: usize) {
-        self.reading.store(what, Ordering::Relaxed);
+        // Release: who sees this flag, and not that the last one was lowered, knows that what was read under that one is read.
+        self.reading.store(what, Ordering::Release);
         #[cfg(not(all(test, loom)))]
         compiler_fence(Ordering::SeqCst);
         // A model has no barrier that one thread makes another one pass, so there both have one.
