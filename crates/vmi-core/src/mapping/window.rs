@@ -10,7 +10,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -24,8 +24,9 @@ use crate::{Liveness, MemoryMap, PAGE_SIZE, PhysAddr};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// Pages whose presence is one word: a bit for each, which is set while the page may be read.
+/// Pages whose presence is one word: a bit for each, which is set while the page may be read. A byte says whether all are set: for nearly every read, that is all there is to look at.
 const GROUP: u64 = 64;
+const ALL: u8 = 1;
 
 /// Bytes that are copied at most with the flag up, so that nobody waits for a reader long.
 const SECTION: usize = 64 << 10;
@@ -54,6 +55,7 @@ fn bit(page: u64) -> u64 {
 pub(super) struct View {
     base: *const u8,
     presence: *const AtomicU64,
+    whole: *const AtomicU8,
     /// How many words of 1, 2, 4 and 8 bytes the window has.
     words: [u64; 4],
 }
@@ -66,7 +68,8 @@ unsafe impl Sync for View {}
 
 impl View {
     /// Of no window: no address is within.
-    pub(super) const NONE: Self = Self { base: core::ptr::null(), presence: core::ptr::null(), words: [0; 4] };
+    pub(super) const NONE: Self =
+        Self { base: core::ptr::null(), presence: core::ptr::null(), whole: core::ptr::null(), words: [0; 4] };
 
     /// Fills `buf` if it is an aligned word of a page that is there; else does nothing and says `false`. The comparison is that of `MappedRegion::read_word`.
     #[inline(always)]
@@ -104,9 +107,10 @@ impl View {
     #[inline(always)]
     unsafe fn is_there(&self, offset: usize) -> bool {
         let page = offset / PAGE;
-        // SAFETY: the window has a word of presence for each group of pages; the offset lies in it.
-        let group = unsafe { &*self.presence.wrapping_add(page >> GROUP.trailing_zeros()) };
-        group.load(Ordering::Acquire) & bit(page as u64) != 0
+        let group = page >> GROUP.trailing_zeros();
+        // SAFETY: the window has a byte and a word for each group of pages; the offset lies in it.
+        let (whole, bits) = unsafe { (&*self.whole.wrapping_add(group), &*self.presence.wrapping_add(group)) };
+        whole.load(Ordering::Acquire) == ALL || bits.load(Ordering::Acquire) & bit(page as u64) != 0
     }
 
     /// Fills `buf` from `at` as far as pages are there; how many bytes that are.
@@ -166,6 +170,9 @@ pub struct Window {
     base: NonNull<u8>,
     pages: u64,
     presence: MmapRaw,
+    whole: MmapRaw,
+    /// Held while presence changes, so that byte and word of a group agree.
+    changing: Mutex<()>,
     /// Pages whose address space was lost in a failed call: it may be somebody else's now.
     lost: Mutex<Vec<Range<u64>>>,
 }
@@ -187,13 +194,21 @@ impl Window {
         membarrier(REGISTER_BARRIER)?;
         membarrier(BARRIER)?;
         let pages = size.get() as u64 / PAGE_SIZE;
-        let presence: MmapRaw = MmapOptions::new().len(presence_len(pages)).no_reserve_swap().map_anon()?.into();
+        let groups = pages.div_ceil(GROUP) as usize;
+        let zeros = |len: usize| MmapOptions::new().len(len).no_reserve_swap().map_anon().map(MmapRaw::from);
+        let presence = zeros(groups.saturating_mul(size_of::<AtomicU64>()))?;
+        let whole = zeros(groups)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at a place that the kernel chooses.
         let base = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_NONE, flags)? }.cast::<u8>();
         let len = size.get() as u64;
-        let view = View { base: base.as_ptr(), presence: presence.as_ptr().cast(), words: [len, len / 2, len / 4, len / 8] };
-        Ok(Arc::new(Self { view, base, pages, presence, lost: Mutex::default() }))
+        let view = View {
+            base: base.as_ptr(),
+            presence: presence.as_ptr().cast(),
+            whole: whole.as_ptr().cast(),
+            words: [len, len / 2, len / 4, len / 8],
+        };
+        Ok(Arc::new(Self { view, base, pages, presence, whole, changing: Mutex::default(), lost: Mutex::default() }))
     }
 
     /// How many pages it has.
@@ -212,16 +227,19 @@ impl Window {
         NonNull::new(self.base.as_ptr().wrapping_add((pages.start as usize).wrapping_mul(PAGE)))
     }
 
-    /// The presence of the group of a page.
-    fn presence(&self, page: u64) -> Option<&AtomicU64> {
+    /// The presence of the group of a page: whether all are there, and which.
+    fn presence(&self, page: u64) -> Option<(&AtomicU8, &AtomicU64)> {
         let index = usize::try_from(page / GROUP).ok().filter(|_| page < self.pages)?;
-        // SAFETY: the page lies in the window, so the mapping has a word for its group; it is aligned, lives as long as `self` and is only ever used as atomic words.
-        Some(unsafe { &*self.presence.as_ptr().cast::<AtomicU64>().add(index) })
+        // SAFETY: the page lies in the window, so the mapping has a byte for its group; it lives as long as `self` and is only ever used as atomic bytes.
+        let whole = unsafe { &*self.whole.as_ptr().cast::<AtomicU8>().add(index) };
+        // SAFETY: the same of words, which are aligned as the mapping is.
+        let bits = unsafe { &*self.presence.as_ptr().cast::<AtomicU64>().add(index) };
+        Some((whole, bits))
     }
 
     /// Whether this page can be read now.
     pub fn is_shown(&self, page: u64) -> bool {
-        self.presence(page).is_some_and(|group| group.load(Ordering::Acquire) & bit(page) != 0)
+        self.presence(page).is_some_and(|(_, bits)| bits.load(Ordering::Acquire) & bit(page) != 0)
     }
 
     /// Lets pages be read, from page number `first` on: those for which `there` says yes.
@@ -230,10 +248,14 @@ impl Window {
     /// Each such page is mapped at its [place](Window::place), readable, and stays so until [`Window::take_away`] is called for it or the window is dropped. Nobody has a reference to its memory, and
     /// nobody takes it away while this is called.
     pub unsafe fn show(&self, first: u64, there: impl IntoIterator<Item = bool>) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         for (page, there) in (first..).zip(there) {
-            if there && let Some(group) = self.presence(page) {
+            if there && let Some((whole, bits)) = self.presence(page) {
                 // Release: the mapping is seen by whoever sees this.
-                group.fetch_or(bit(page), Ordering::Release);
+                let before = bits.fetch_or(bit(page), Ordering::AcqRel);
+                if before | bit(page) == u64::MAX {
+                    whole.store(ALL, Ordering::Release);
+                }
             }
         }
     }
@@ -243,9 +265,13 @@ impl Window {
     /// # Errors
     /// What `mmap` reports. The pages are not shown any more, but what was mapped stays mapped; their place is not used again.
     pub fn take_away(&self, pages: &[Range<u64>]) -> io::Result<()> {
-        for page in pages.iter().cloned().flatten() {
-            if let Some(group) = self.presence(page) {
-                group.fetch_and(!bit(page), Ordering::Release);
+        {
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            for page in pages.iter().cloned().flatten() {
+                if let Some((whole, bits)) = self.presence(page) {
+                    whole.store(0, Ordering::Release);
+                    bits.fetch_and(!bit(page), Ordering::Release);
+                }
             }
         }
         let mut failed = Ok(());
@@ -283,11 +309,6 @@ impl Window {
         tracing::warn!(?pages, "a part of a guest's memory cannot be mapped by this handle any more");
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(pages.clone());
     }
-}
-
-/// Bytes of presence for so many pages.
-fn presence_len(pages: u64) -> usize {
-    (pages.div_ceil(GROUP) as usize).saturating_mul(size_of::<AtomicU64>())
 }
 
 /// Makes address space without memory of what is at `place`, in one step.

@@ -140,7 +140,7 @@ fn large_windows_take_no_memory() {
 #[test]
 #[cfg_attr(miri, ignore = "maps files")]
 fn memory_comes_and_goes_under_readers() {
-    const PAGES: u64 = 64;
+    const PAGES: u64 = 256;
     let guest = Guest::new(PAGES);
     let stop = AtomicBool::new(false);
     let is_right = |value: u64, number: u64| value & 0xffff_ffff_ffff == word(0, number);
@@ -183,11 +183,12 @@ fn memory_comes_and_goes_under_readers() {
                 scope.spawn(move || {
                     let mut rounds = 0;
                     while rounds < 400 {
-                        let first = half.start + rounds * 7 % (PAGES / 2 - 8);
-                        guest.fill(first..first + 8, rounds);
-                        guest.map(first..first + 8, |page| page % 5 != 3);
+                        // Some pages with holes between, or a whole group and the first pages of the next.
+                        let (first, len) = if rounds % 3 == 0 { (half.start, 70) } else { (half.start + rounds * 7 % 100, 8) };
+                        guest.fill(first..first + len, rounds);
+                        guest.map(first..first + len, |page| len == 70 || page % 5 != 3);
                         std::thread::sleep(std::time::Duration::from_micros(rounds % 200));
-                        guest.window.take_away(&[first..first + 3, first + 3..first + 8]).unwrap();
+                        guest.window.take_away(&[first + 3..first + len, first..first + 3]).unwrap();
                         rounds += 1;
                     }
                     rounds
