@@ -23,7 +23,7 @@ use crate::{OpenError, Options, open};
 ///
 /// | capability | by | what it costs |
 /// |---|---|---|
-/// | memory | foreign mappings in a bounded cache ([`Options::mapped`]) or of all memory at once ([`Options::map_whole`]) | a load, and a call to Xen for each new chunk |
+/// | memory | foreign mappings that come and go, bounded ([`Options::mapped`], [`Options::lifetime`]), or of all memory at once ([`Options::map_whole`]) | a load, and a call to Xen for each new chunk |
 /// | registers | save records (HVM, PVH), vCPU contexts (PV) | Xen pauses the domain for the call |
 /// | setting registers | the same; what Xen does not take is an error | the same |
 /// | pause and resume | the toolstack's pause, which Xen counts | |
@@ -40,7 +40,6 @@ use crate::{OpenError, Options, open};
 pub struct XenDriver {
     machine: MachineInfo,
     memory: GuestMemory<XenMapper>,
-    whole: Option<GuestMapping>,
     paravirtual: Option<Arc<Paravirtual>>,
     execution: Execution,
     control: Arc<control::Control>,
@@ -52,7 +51,6 @@ pub struct XenDriver {
 pub(crate) struct Parts {
     pub(crate) machine: MachineInfo,
     pub(crate) memory: GuestMemory<XenMapper>,
-    pub(crate) whole: Option<GuestMapping>,
     pub(crate) paravirtual: Option<Arc<Paravirtual>>,
     pub(crate) execution: Execution,
     pub(crate) control: Arc<control::Control>,
@@ -69,8 +67,8 @@ impl XenDriver {
     /// # Errors
     /// [`OpenError`] says what was tried and why it failed.
     pub fn open(domain: &str, options: &Options) -> Result<Self, OpenError> {
-        let Parts { machine, memory, whole, paravirtual, execution, control, failures, domain } = open::open(domain, options)?;
-        Ok(Self { machine, memory, whole, paravirtual, execution, control, failures, domain })
+        let Parts { machine, memory, paravirtual, execution, control, failures, domain } = open::open(domain, options)?;
+        Ok(Self { machine, memory, paravirtual, execution, control, failures, domain })
     }
 
     /// Which domain it is, as it was when it was opened.
@@ -151,7 +149,7 @@ impl Driver for XenDriver {
     }
 
     fn mapping(&self) -> Option<&GuestMapping> {
-        self.whole.as_ref()
+        Some(self.memory.mapping())
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -260,11 +258,11 @@ impl WriteMemory for XenDriver {
 
 impl Control for XenDriver {
     fn pause(&self) -> Result<()> {
-        self.execution.pause(|| self.memory.clock().stop())
+        self.execution.pause(|| self.memory.stands())
     }
 
     fn resume(&self) -> Result<()> {
-        self.execution.resume(|| self.memory.clock().go_on())
+        self.execution.resume(|| self.memory.goes_on())
     }
 }
 
