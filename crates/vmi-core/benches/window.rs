@@ -147,7 +147,7 @@ mod linux {
         println!("{:34} {:>9} {:>17} {:>17}", "nanoseconds a read", "bare", "all mapped", "window");
         let word = |vmi: &Vmi<Machine>, at: u64, buf: &mut [u8; 8]| vmi.read_into(PhysAddr::new(at), buf).unwrap();
         let words: Vec<u64> = (0..1000).map(|_| 0x5008).collect();
-        let scattered: Vec<u64> = (0..100_000).map(|_| next() % LEN as u64 & !7).collect();
+        let scattered: Vec<u64> = (0..100_000).map(|_| (next() % LEN as u64) & !7).collect();
         for (what, places, rounds) in [("8 bytes, hot", &words, 300), ("8 bytes, random in 256 MiB", &scattered, 1)] {
             let mut buf = [0; 8];
             let (mut b1, mut b2) = ([0; 8], [0; 8]);

@@ -1,4 +1,4 @@
-//! Checks of the Xen driver, in dom0 of a real Xen: `xen-checks [--list] [--exact] [NAME...]`, or `xen-checks --bench`.
+//! Checks of the Xen driver, in dom0 of a real Xen: `xen-checks [--list] [--exact] [NAME...]`, or `xen-checks --bench [memory] [events]`.
 //!
 //! `tests/lab/xen/run-in-dom0.sh` boots the machine and runs this program; `cargo xtask xen` does both. All checks share one boot. Each one runs in a
 //! process of its own, so that one that crashes or hangs is one that failed, and the others go on; after it, the domains must still answer. Arguments
@@ -28,11 +28,11 @@ fn main() -> ExitCode {
             checks::all().for_each(|check| println!("{}", check.name));
             ExitCode::SUCCESS
         }
-        ["--bench"] => bench::run(),
+        ["--bench"] => bench::run(&names),
         [] => runner::run(|name| names.is_empty() || names.iter().any(|part| name.contains(part))),
         ["--exact"] => runner::run(|name| names.contains(&name)),
         _ => {
-            eprintln!("usage: xen-checks [--list] [--exact] [NAME...] | --bench");
+            eprintln!("usage: xen-checks [--list] [--exact] [NAME...] | --bench [memory] [events]");
             ExitCode::from(2)
         }
     }
