@@ -1,4 +1,4 @@
-//! Checks of the Xen driver, in dom0 of a real Xen: `xen-checks [--list] [--exact] [--brief] [NAME...]`, or `xen-checks --bench`.
+//! Checks of the Xen driver, in dom0 of a real Xen: `xen-checks [--list] [--exact] [--brief] [NAME...]`, or `xen-checks --bench [memory] [events]`.
 //!
 //! `tests/lab/xen/run-in-dom0.sh` boots the machine and runs this program; `cargo xtask xen` does both. All checks share one boot. Each one runs in a
 //! process of its own, so that one that crashes or hangs is one that failed, and the others go on; after it, the domains must still answer. Arguments
@@ -31,12 +31,12 @@ fn main() -> ExitCode {
             checks::all().for_each(|check| println!("{}", check.name));
             ExitCode::SUCCESS
         }
-        ["--bench"] => bench::run(),
+        ["--bench"] => bench::run(&names),
         [] => runner::run(chosen, false),
         ["--exact"] => runner::run(|name| names.contains(&name), false),
         ["--brief"] => runner::run(chosen, true),
         _ => {
-            eprintln!("usage: xen-checks [--list] [--exact] [--brief] [NAME...] | --bench");
+            eprintln!("usage: xen-checks [--list] [--exact] [--brief] [NAME...] | --bench [memory] [events]");
             ExitCode::from(2)
         }
     }

@@ -14,10 +14,13 @@ use anyhow::Result;
 use crate::context::Context;
 use crate::domain::Domain;
 
-/// All benchmarks, in all domains of this boot.
-pub(crate) fn run() -> ExitCode {
+/// The benchmarks of these names (`memory`, `events`), or all, in all domains of this boot.
+pub(crate) fn run(names: &[&str]) -> ExitCode {
     let mut failed = false;
     let mut part = |what: &str, domain: &Domain, run: &dyn Fn(&Domain) -> Result<()>| {
+        if !names.is_empty() && !names.contains(&what) {
+            return;
+        }
         println!("{what} of {}", domain.name());
         if let Err(error) = run(domain) {
             println!("  {error:?}");
