@@ -228,7 +228,7 @@ mod tests {
         pages.remove(1, watch(Accesses::READ));
         assert_eq!(pages.watched(Gfn::new(1)), Accesses::EXECUTE);
         assert_eq!(pages.watched(Gfn::new(2)), Accesses::NONE);
-        [2, 3, 7].map(|page| pages.add(page, watch(Accesses::READ)));
+        [2, 3, 7].into_iter().for_each(|page| pages.add(page, watch(Accesses::READ)));
         assert_eq!(pages.ranges(), [(1, 3), (7, 1)]);
     }
 }
