@@ -883,8 +883,8 @@ def xen_texts():
     put("xen_texts", "long", "gr\u00fc\u00dfe".encode() * 200)
     put("xen_texts", "control", b"a\x1b[2Jb\xff\0")
     put("xen_texts", "uuid", b"b8a3c7f0-1234-5678-9abc-def012345678")
-    put("xen_texts", "lock", b"ring\n1234567 55\nfffffffff000 cc\nend\n")
-    put("xen_texts", "lock-cut", b"ring\n1234567 55\n")
+    put("xen_texts", "lock", b"ring\nb 1234567 55\nb fffffffff000 cc\nw 77 2\nend\n")
+    put("xen_texts", "lock-cut", b"ring\nb 1234567 55\n")
     put("xen_texts", "bad-empty", b"")
 
 

@@ -148,7 +148,7 @@ pub fn texts(bytes: &[u8]) -> (bool, bool) {
     assert!(uuid.is_none_or(|uuid| parse_uuid(&uuid_text(&uuid)) == Some(uuid)));
     let left = ring_lock::parse(&text);
     if let Some(left) = &left {
-        assert_eq!(ring_lock::parse(&ring_lock::text(left.iter().copied())).as_ref(), Some(left));
+        assert_eq!(ring_lock::parse(&ring_lock::text(left)).as_ref(), Some(left));
     }
     (name.is_some(), uuid.is_some() || left.is_some())
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmi_core::{PhysAddr, Result};
+use vmi_core::Result;
 use vmi_guardian::Guardian;
 
 use crate::failure::Failures;
@@ -21,7 +21,7 @@ use crate::libraries::CallError;
 use crate::libraries::event_channel::EventChannel;
 use crate::libraries::monitor_calls::{Monitor, MonitorCalls};
 use crate::ring::{PAGE_WORDS, Ring, Word};
-use crate::ring_lock::{RingLock, RingLockError};
+use crate::ring_lock::{Left, RingLock, RingLockError};
 use crate::vm_event::{InterfaceVersion, MOST_WORDS, Request, Response};
 
 /// The page of the ring, mapped by libxenctrl.
@@ -80,6 +80,23 @@ fn release(domain: u32, vcpus: u32, version: InterfaceVersion, page: Page, port:
     Ok(())
 }
 
+/// The domain stands still until this is dropped.
+struct Still<'c>(&'c MonitorCalls);
+
+impl<'c> Still<'c> {
+    fn new(calls: &'c MonitorCalls) -> Result<Self, CallError> {
+        calls.pause().map(|()| Self(calls))
+    }
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unpause() {
+            tracing::error!(%error, "the domain could not be let go on");
+        }
+    }
+}
+
 /// The event ring of a domain. Dropping it turns it off and ends all monitors; requests must have been answered before, or their vCPUs wait on.
 #[derive(Debug)]
 pub(crate) struct MonitorRing {
@@ -104,7 +121,7 @@ impl MonitorRing {
         vcpus: u32,
         guarded: bool,
         failures: &Failures,
-        left_behind: impl FnOnce(&MonitorCalls, &[(PhysAddr, u8)]) -> Result<()>,
+        left_behind: impl FnOnce(&MonitorCalls, &Left) -> Result<()>,
     ) -> Result<Self> {
         let action = "turning the event ring on";
         let calls = MonitorCalls::open(domain).map_err(|error| failures.interface(action, error))?;
@@ -120,21 +137,26 @@ impl MonitorRing {
         lock.note_ring().map_err(|error| failures.other("noting that the event ring is on", error))?;
         let mut enabled = calls.enable();
         if lock.was_left_behind() {
+            // Without the ring, a breakpoint that a vCPU comes to would be an exception that the guest does not know.
+            let _still = Still::new(&calls).map_err(failed)?;
             if enabled.as_ref().is_err_and(|error| error.errno() == Some(Errno::EBUSY as i32)) {
                 calls.disable().map_err(failed)?;
                 enabled = calls.enable();
             }
             if let Ok((page, port)) = enabled {
-                left_behind(&calls, lock.left_breakpoints())?;
+                left_behind(&calls, lock.left().unwrap_or(&Left::default()))?;
                 let released = release(domain, vcpus, version, Page(page.cast()), port, failures);
                 calls.disable().map_err(failed)?;
                 released?;
                 tracing::warn!(machine = %failures.machine(), "a program that was killed had left its events on: they are off, and vCPUs that waited for it go on");
+                lock.forget_left().map_err(|error| failures.other("noting that nothing is left", error))?;
                 enabled = calls.enable();
             }
         }
         let (page, port) = enabled.map_err(|error| {
-            lock.forget_ring();
+            if !lock.was_left_behind() {
+                lock.forget_ring();
+            }
             match error.errno().map(Errno::from_raw) {
                 Some(Errno::EBUSY) => failures.other(action, MonitorError::Busy),
                 Some(Errno::ENODEV | Errno::EOPNOTSUPP) => failures.other(action, MonitorError::NotHardware(error)),
@@ -182,13 +204,11 @@ impl MonitorRing {
         Ok(())
     }
 
-    /// Notes which bytes are breakpoints, for whoever comes after this program if it is killed.
-    pub(crate) fn note_breakpoints(&mut self, bytes: impl Iterator<Item = (PhysAddr, u8)>) -> Result<()> {
-        let bytes: Vec<_> = bytes.collect();
-        // Without the ring, breakpoints would be exceptions that the guest does not know.
-        self.guard(bytes.is_empty());
-        let bytes = bytes.into_iter();
-        self.lock.note_breakpoints(bytes).map_err(|error| self.failures.other("noting which bytes are breakpoints", error))
+    /// Notes which bytes are breakpoints and which pages are watched, for whoever comes after this program if it is killed; `views`: whether it has made some.
+    pub(crate) fn note(&mut self, left: &Left, views: bool) -> Result<()> {
+        // Without the ring, breakpoints would be exceptions that the guest does not know, and views would stay.
+        self.guard(left.breakpoints.is_empty() && !views);
+        self.lock.note(left).map_err(|error| self.failures.other("noting what is changed in the domain", error))
     }
 
     /// Whether the ring is turned off if this process dies.

@@ -1,6 +1,7 @@
 //! Who has the event ring of a domain: the lock of a file, which the kernel takes back when its holder dies.
 //!
-//! The file says what its holder has left in the domain, so that the next one can take it away: that the ring is on, and which bytes are breakpoints.
+//! The file says what its holder has left in the domain, so that the next one can take it away: that the ring is on, which bytes are breakpoints, and which pages are
+//! watched.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -32,7 +33,16 @@ pub(crate) enum RingLockError {
 pub(crate) struct RingLock {
     file: Flock<File>,
     /// What the last holder left.
-    left: Option<Vec<(PhysAddr, u8)>>,
+    left: Option<Left>,
+}
+
+/// What a session has changed in a domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// The bytes that are breakpoints, and what was there.
+    pub(crate) breakpoints: Vec<(PhysAddr, u8)>,
+    /// The pages that are watched: the first frame of each range, and how many.
+    pub(crate) watched: Vec<(u64, u32)>,
 }
 
 impl RingLock {
@@ -81,19 +91,26 @@ impl RingLock {
         self.left.is_some()
     }
 
-    /// The bytes that the last holder had put breakpoints over, if it ended without taking them away.
-    pub(crate) fn left_breakpoints(&self) -> &[(PhysAddr, u8)] {
-        self.left.as_deref().unwrap_or_default()
+    /// What the last holder left, if it ended without taking it away.
+    pub(crate) fn left(&self) -> Option<&Left> {
+        self.left.as_ref()
     }
 
-    /// Notes that the ring is on.
+    /// Notes that the ring is on. What was left stays noted until it is said to be gone.
     pub(crate) fn note_ring(&mut self) -> io::Result<()> {
-        self.note_breakpoints(std::iter::empty())
+        let left = self.left.clone().unwrap_or_default();
+        self.note(&left)
     }
 
-    /// Notes which bytes are breakpoints now. To be called before they are written, and after they are taken away.
-    pub(crate) fn note_breakpoints(&mut self, bytes: impl Iterator<Item = (PhysAddr, u8)>) -> io::Result<()> {
-        let text = text(bytes);
+    /// Notes that what the last holder left is gone; the ring is on.
+    pub(crate) fn forget_left(&mut self) -> io::Result<()> {
+        self.left = None;
+        self.note_ring()
+    }
+
+    /// Notes what is changed in the domain now. To be called before it is changed, and after it is changed back.
+    pub(crate) fn note(&mut self, left: &Left) -> io::Result<()> {
+        let text = text(left);
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(text.as_bytes())
@@ -107,23 +124,33 @@ impl RingLock {
 }
 
 /// What a file says while a ring is on.
-pub(crate) fn text(breakpoints: impl Iterator<Item = (PhysAddr, u8)>) -> String {
+pub(crate) fn text(left: &Left) -> String {
     let mut text = format!("{RING}\n");
-    for (at, byte) in breakpoints {
-        text.push_str(&format!("{:x} {byte:x}\n", at.get()));
+    for (at, byte) in &left.breakpoints {
+        text.push_str(&format!("b {:x} {byte:x}\n", at.get()));
+    }
+    for (first, count) in &left.watched {
+        text.push_str(&format!("w {first:x} {count:x}\n"));
     }
     text.push_str("end\n");
     text
 }
 
 /// What a file says; none if it is not whole.
-pub(crate) fn parse(text: &str) -> Option<Vec<(PhysAddr, u8)>> {
+pub(crate) fn parse(text: &str) -> Option<Left> {
     let body = text.strip_prefix(RING)?.strip_prefix('\n')?.strip_suffix("end\n")?;
-    let line = |line: &str| {
-        let (at, byte) = line.split_once(' ')?;
-        Some((PhysAddr::new(u64::from_str_radix(at, 16).ok()?), u8::from_str_radix(byte, 16).ok()?))
-    };
-    body.lines().map(line).collect()
+    let mut left = Left::default();
+    for line in body.lines() {
+        let (kind, rest) = line.split_once(' ')?;
+        let (at, what) = rest.split_once(' ')?;
+        let at = u64::from_str_radix(at, 16).ok()?;
+        match kind {
+            "b" => left.breakpoints.push((PhysAddr::new(at), u8::from_str_radix(what, 16).ok()?)),
+            "w" => left.watched.push((at, u32::from_str_radix(what, 16).ok()?)),
+            _ => return None,
+        }
+    }
+    Some(left)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -137,22 +164,32 @@ mod tests {
         assert!(!first.was_left_behind());
         assert!(matches!(RingLock::take_at(&path), Err(RingLockError::Held)));
         first.note_ring().unwrap();
-        first.note_breakpoints([(PhysAddr::new(0x1234), 0x55)].into_iter()).unwrap();
+        let left = Left { breakpoints: vec![(PhysAddr::new(0x1234), 0x55)], watched: vec![(0x77, 2)] };
+        first.note(&left).unwrap();
         drop(first);
         let mut second = RingLock::take_at(&path).unwrap();
-        assert!(second.was_left_behind());
-        assert_eq!(second.left_breakpoints(), [(PhysAddr::new(0x1234), 0x55)]);
-        second.forget_ring();
+        assert_eq!(second.left(), Some(&left));
+        second.note_ring().unwrap();
         drop(second);
+        // The second one was killed before it took them away.
+        let mut third = RingLock::take_at(&path).unwrap();
+        assert_eq!(third.left(), Some(&left));
+        third.forget_left().unwrap();
+        drop(third);
+        let mut fourth = RingLock::take_at(&path).unwrap();
+        assert_eq!(fourth.left(), Some(&Left::default()));
+        fourth.forget_ring();
+        drop(fourth);
         assert!(!RingLock::take_at(&path).unwrap().was_left_behind());
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn a_file_that_is_not_whole_says_nothing() {
-        assert_eq!(parse("ring\n12 34\n"), None);
-        assert_eq!(parse("ring\n12 345\nend\n"), None);
+        assert_eq!(parse("ring\nb 12 34\n"), None);
+        assert_eq!(parse("ring\nb 12 345\nend\n"), None);
+        assert_eq!(parse("ring\n12 34\nend\n"), None);
         assert_eq!(parse("something else\nend\n"), None);
-        assert_eq!(parse("ring\nend\n"), Some(vec![]));
+        assert_eq!(parse("ring\nend\n"), Some(Left::default()));
     }
 }

@@ -28,6 +28,11 @@ pub(crate) struct XenViews<'s> {
 }
 
 impl Made {
+    /// Whether there are any, or views are on by this session.
+    pub(crate) fn any(&self) -> bool {
+        self.on || !self.views.is_empty()
+    }
+
     /// All vCPUs go back to the domain's own memory, and views are turned off if this session turned them on.
     pub(crate) fn take_away(&mut self, calls: &MonitorCalls, failures: &Failures) {
         let tell = |action: &str, result: std::result::Result<(), CallError>| {

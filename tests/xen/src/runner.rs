@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::checks::{self, Check};
 use crate::context::{BRIEF, Context, Skip};
+use crate::domain::ONE;
 use crate::log;
 
 /// Exit status of a process whose check could not be made here.
@@ -102,6 +103,7 @@ fn process(check: &Check, brief: bool) -> (Ended, String) {
     let mut command = Command::new(program);
     command.args(["--one", check.name]).stdin(Stdio::null()).stdout(input.try_clone().unwrap()).stderr(input);
     command.env("RUST_LIB_BACKTRACE", "0"); // of panics, but not of errors
+    command.env(ONE, "1");
     if brief {
         command.env(BRIEF, "1");
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use vmi_arch_x86::X86;
-use vmi_core::{Accesses, PhysAddr, Reply, Result, VcpuId, WriteMemory};
+use vmi_core::{Accesses, Reply, Result, VcpuId, WriteMemory};
 
 use super::{Late, XenEvents, decode};
 use crate::failure::Failures;
 use crate::libraries::CallError;
 use crate::libraries::monitor_calls::MonitorCalls;
+use crate::ring_lock::Left;
 use crate::views::access;
 
 /// How long a vCPU may take to run on behind its last answer.
@@ -17,13 +18,12 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// More requests than a ring holds.
 const MOST_WAITING: usize = 64;
 
-/// Takes away what a program that was killed left: its breakpoints, its steps, its views. Access rights of other pages are lifted when they are met: by Xen itself where
-/// nobody listens (xen/arch/x86/mm/mem_access.c, `p2m_mem_access_check`), else by the session, which finds that nobody watches there.
+/// Takes away what a program that was killed left: its breakpoints, its steps, its views, the rights of pages that it watched.
 pub(super) fn take_away_what_was_left(
     driver: &dyn WriteMemory<Arch = X86>,
     calls: &MonitorCalls,
     vcpu_count: u32,
-    breakpoints: &[(PhysAddr, u8)],
+    left: &Left,
     failures: &Failures,
 ) -> Result<()> {
     let tell = |action: &str, result: std::result::Result<(), CallError>| {
@@ -31,12 +31,12 @@ pub(super) fn take_away_what_was_left(
             tracing::debug!(%error, machine = %failures.machine(), action, "cleaning up behind a program that was killed");
         }
     };
-    let frames: BTreeSet<u64> = breakpoints.iter().map(|(at, _)| decode::frame(*at).get()).collect();
-    for (at, original) in breakpoints {
+    for (at, original) in &left.breakpoints {
         driver.write(*at, &[*original])?;
     }
-    for frame in frames {
-        tell("allowing all access to a page with breakpoints", calls.set_access(frame, 1, access(Accesses::ALL)));
+    let frames: BTreeSet<u64> = left.breakpoints.iter().map(|(at, _)| decode::frame(*at).get()).collect();
+    for (first, count) in frames.into_iter().map(|frame| (frame, 1)).chain(left.watched.iter().copied()) {
+        tell("allowing all access to pages", calls.set_access(first, count, access(Accesses::ALL)));
     }
     for vcpu in 0..vcpu_count {
         tell("ending its steps", calls.single_step(vcpu, false));

@@ -6,6 +6,7 @@ use vmi_core::{Accesses, EventAbility, Gfn, MemoryWatch, PAGE_SIZE, PhysAddr, Pl
 
 use super::{XenEvents, decode, place};
 use crate::breakpoints::INT3;
+use crate::ring_lock::Left;
 use crate::views::access;
 
 /// More pages than a session watches at once.
@@ -33,6 +34,18 @@ impl Pages {
                 self.0.remove(&page);
             }
         }
+    }
+
+    /// The pages, as ranges: the first frame, and how many.
+    fn ranges(&self) -> Vec<(u64, u32)> {
+        let mut ranges: Vec<(u64, u32)> = Vec::new();
+        for frame in self.0.keys() {
+            match ranges.last_mut() {
+                Some((first, count)) if first.checked_add((*count).into()) == Some(*frame) => *count = count.saturating_add(1),
+                _ => ranges.push((*frame, 1)),
+            }
+        }
+        ranges
     }
 
     /// All of them, none of which is watched any more.
@@ -71,8 +84,11 @@ impl XenEvents<'_> {
             let action = format!("watching {} bytes at {}", watch.len, watch.at);
             self.failures.other(action, format!("more than {MOST_PAGES} pages at once are not watched"))
         })?;
-        for frame in frames {
+        for frame in frames.clone() {
             self.pages.add(frame, watch);
+        }
+        self.note()?;
+        for frame in frames {
             self.set_rights(Gfn::new(frame), self.rights(Gfn::new(frame)))?;
         }
         Ok(())
@@ -86,7 +102,13 @@ impl XenEvents<'_> {
             let set = if self.is_open(page) { Ok(()) } else { self.set_rights(page, self.rights(page)) };
             undone = undone.and(set);
         }
-        undone
+        undone.and(self.note())
+    }
+
+    /// Notes what is changed in the domain.
+    fn note(&mut self) -> Result<()> {
+        let left = Left { breakpoints: self.breakpoints.bytes().collect(), watched: self.pages.ranges() };
+        self.ring.note(&left, self.made.any())
     }
 
     fn is_open(&self, page: Gfn) -> bool {
@@ -99,7 +121,7 @@ impl XenEvents<'_> {
             let mut byte = [0];
             self.driver.read(at, &mut byte)?;
             if self.breakpoints.add(at, byte[0], place) {
-                self.ring.note_breakpoints(self.breakpoints.bytes())?;
+                self.note()?;
                 let page = decode::frame(at);
                 if !self.is_open(page) {
                     self.set_rights(page, self.rights(page))?;
@@ -119,7 +141,7 @@ impl XenEvents<'_> {
                 undone = undone.and(self.driver.write(at, &[original])).and(self.set_rights(page, self.rights(page)));
             }
         }
-        undone.and(self.ring.note_breakpoints(self.breakpoints.bytes()))
+        undone.and(self.note())
     }
 
     /// A page is as the guest has it, until the vCPU has stepped.
@@ -159,7 +181,7 @@ impl XenEvents<'_> {
             }
         }
         if written {
-            self.ring.note_breakpoints(self.breakpoints.bytes())?;
+            self.note()?;
         }
         for (at, _) in self.breakpoints.on(page) {
             self.driver.write(at, &[INT3])?;
@@ -206,5 +228,7 @@ mod tests {
         pages.remove(1, watch(Accesses::READ));
         assert_eq!(pages.watched(Gfn::new(1)), Accesses::EXECUTE);
         assert_eq!(pages.watched(Gfn::new(2)), Accesses::NONE);
+        [2, 3, 7].into_iter().for_each(|page| pages.add(page, watch(Accesses::READ)));
+        assert_eq!(pages.ranges(), [(1, 3), (7, 1)]);
     }
 }

@@ -62,6 +62,8 @@ impl XenEvents<'_> {
         let vcpu = self.vcpus.entry(request.vcpu).or_default();
         let back_to = if matches!(request.reason, Reason::SingleStep { .. }) { vcpu.back_to.take() } else { None };
         vcpu.asked |= reply.step;
+        // One that steps though nobody asked for it was left so: it is told to stop.
+        vcpu.steps |= matches!(request.reason, Reason::SingleStep { .. });
         let prepared = self.prepare(request, reply, &mut response).map_err(|refusal| match refusal {
             Refusal::Here(error) => self.failures.other("answering an event", error),
             Refusal::Core(error) => error,

@@ -82,7 +82,7 @@ fn killed(context: &Context, name: &str, doing: Doing) -> CheckResult {
     }
     let code = kernel_bytes(function(&domain)?);
     let before = domain.run(&code)?;
-    for pause in [0, 2, 7] {
+    for pause in [0, 5] {
         kill(name, Duration::from_millis(pause))?;
         let alone = domain.answers(Duration::from_secs(1)).is_ok();
         let began = Instant::now();
