@@ -77,7 +77,7 @@ def fuzz(program, name, seconds):
     own, found = CACHE / "corpus" / name, CACHE / "findings" / name
     own.mkdir(parents=True, exist_ok=True)
     found.mkdir(parents=True, exist_ok=True)
-    command = [program, f"-max_total_time={seconds}", "-timeout=120", "-rss_limit_mb=3000", "-print_final_stats=1"]
+    command = [program, f"-max_total_time={seconds}", "-timeout=600", "-rss_limit_mb=3000", "-print_final_stats=1"]
     command += [f"-artifact_prefix={found}/", own, HERE / "corpus" / name]
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=HERE.parent)

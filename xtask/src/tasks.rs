@@ -1,5 +1,6 @@
 //! What each task does.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -47,9 +48,25 @@ fn live_command() -> Command {
     command("python3", &["tests/lab/live.py", "prepare"])
 }
 
-fn static_checks(steps: &mut Steps) {
+/// The features that the workspace's tests are built with, as far as what they need is here: what the others lack is skipped.
+fn features(steps: &mut Steps) -> String {
+    let mut features = vec!["vmi/download"];
+    for (name, feature, found) in
+        [("libvirt", "vmi/libvirt", prerequisites::libvirt()), ("xen", "xen-checks/xen", prerequisites::xen())]
+    {
+        match found {
+            Ok(()) => features.push(feature),
+            Err(missing) => steps.skip(name, &missing),
+        }
+    }
+    features.join(",")
+}
+
+fn static_checks(steps: &mut Steps, features: &str) {
     steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"]));
     steps.run("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
+    let arguments = ["clippy", "--workspace", "--features", features, "--all-targets", "--", "-D", "warnings"];
+    steps.run("clippy, features", &mut cargo(&arguments));
     steps.run("doc", cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"));
     if prerequisites::present("cargo-deny") {
         steps.run("deny", &mut cargo(&["deny", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]));
@@ -59,24 +76,9 @@ fn static_checks(steps: &mut Steps) {
 }
 
 fn fuzz_targets(steps: &mut Steps, seconds: &str) {
-    let arguments = ["run", "--package", "vmi-fuzz", "--release", "--", "all", "--seconds", seconds];
+    let jobs = std::thread::available_parallelism().map_or(1, NonZero::get).to_string();
+    let arguments = ["run", "--package", "vmi-fuzz", "--release", "--", "all", "--seconds", seconds, "--jobs", &jobs];
     steps.run("fuzz", &mut cargo(&arguments));
-}
-
-/// What is built only with the feature `libvirt`. As few crates as possible, and those that it changes: the driver and what is above it.
-fn libvirt_tests(steps: &mut Steps) {
-    // The whole workspace is named, so that what the crates depend on keeps its features and is not built again.
-    let arguments = ["test", "--workspace", "--features", "vmi/libvirt", "--no-fail-fast", "--test", "libvirt", "--test", "live"];
-    let mut tests = cargo(&[&arguments[..], &["--", "--show-output", "libvirt"]].concat());
-    steps.run_counted("libvirt", tests.env("VMI_LAB_LIVE", "1"), TestOutput::line, TestOutput::counts);
-    let arguments = ["clippy", "--workspace", "--features", "vmi/libvirt", "--all-targets", "--", "-D", "warnings"];
-    steps.run("libvirt clippy", &mut cargo(&arguments));
-}
-
-/// What is built only with the feature `download`.
-fn download_tests(steps: &mut Steps) {
-    let arguments = ["test", "--package", "vmi-os-windows", "--features", "download", "--lib", "--", "--show-output", "download"];
-    steps.run_counted("download", &mut cargo(&arguments), TestOutput::line, TestOutput::counts);
 }
 
 /// The Python module as a user installs it: a wheel in a fresh environment, on the demo, a live guest and a synthetic Windows machine.
@@ -147,10 +149,12 @@ pub(crate) fn test() -> Outcome {
     let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
     steps.run_counted("lab", &mut lab_command(&[]), last_count, |counts| *counts);
     steps.run_counted("live", &mut live_command(), last_count, |counts| *counts);
-    let libvirt = prerequisites::libvirt();
+    let features = features(&mut steps);
     let compilers = prerequisites::compilers();
-    let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
-    let mut tests = cargo(&arguments);
+    // One build with every feature that can be built here; each build more compiles all that stands above the feature once more.
+    let tests = ["test", "--workspace", "--features", &features];
+    steps.run("build tests", &mut cargo(&[&tests[..], &["--no-run"]].concat()));
+    let mut tests = cargo(&[&tests[..], &["--no-fail-fast", "--", "--show-output"]].concat());
     tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1").env("VMI_LAB_XEN_CORES", cache().join("xen/cores"));
     if steps.run("wine", &mut wine_command()) {
         tests.env("VMI_WINE_PE", wine());
@@ -159,11 +163,6 @@ pub(crate) fn test() -> Outcome {
         steps.skip("kernels compiled as PE files", &missing);
     }
     steps.run_counted("test", &mut tests, TestOutput::line, TestOutput::counts);
-    match libvirt {
-        Ok(()) => libvirt_tests(&mut steps),
-        Err(missing) => steps.skip("libvirt", &missing),
-    }
-    download_tests(&mut steps);
     // interleavings of the translation cache's readers and writers, and of the two sides of Xen's ring; in a directory of its own, for its flags rebuild
     // everything
     for (name, package, tests) in [("loom", "vmi-core", "tlb"), ("loom ring", "vmi-driver-xen", "ring")] {
@@ -172,8 +171,7 @@ pub(crate) fn test() -> Outcome {
     }
     python_tests(&mut steps);
     capi_tests(&mut steps, &[]);
-    static_checks(&mut steps);
-    steps.run("examples", &mut cargo(&["build", "--release", "--examples"]));
+    static_checks(&mut steps, &features);
     steps.run("demo", &mut cargo(&["run", "--release", "--example", "process-list"]));
     xen::test(&mut steps);
     fuzz_targets(&mut steps, "5");
@@ -196,7 +194,8 @@ pub(crate) fn lab(arguments: &[&str]) -> Outcome {
 pub(crate) fn check() -> Outcome {
     prerequisites::rust()?;
     let mut steps = Steps::new();
-    static_checks(&mut steps);
+    let features = features(&mut steps);
+    static_checks(&mut steps, &features);
     Ok(steps.summary())
 }
 

@@ -4,6 +4,8 @@
 //! byte is put back, of a watched page all access is allowed, in a view the vCPU goes to the domain's own memory; the vCPU steps (VMX's monitor trap flag), and all is as
 //! before. In a domain of several vCPUs the others could pass meanwhile, so there Xen emulates the instruction instead.
 //!
+//! Such a step ends with an event of its own. The answer that begins it waits for that, so that the guest runs on whether or not the program asks for more events.
+//!
 //! A page with breakpoints may be executed only: reads and writes of it are events that are let through with the guest's own bytes in place.
 
 mod decode;
@@ -11,8 +13,9 @@ mod drop;
 mod pages;
 mod place;
 mod reply;
+mod step;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use vmi_arch_x86::{Incident, Registers, Watch, X86};
@@ -46,6 +49,17 @@ struct Vcpu {
     open: Vec<Gfn>,
     /// The view to which it goes back behind this step.
     back_to: Option<u16>,
+    /// What its last answer asks of Xen, if that is done only when the vCPU runs on.
+    late: Option<Late>,
+}
+
+/// An answer that Xen carries out when the vCPU runs on.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    /// The registers before.
+    before: Registers,
+    /// Those that it is to have.
+    wanted: Option<Registers>,
 }
 
 /// An event session on one domain.
@@ -61,6 +75,8 @@ pub(crate) struct XenEvents<'d> {
     vcpus: BTreeMap<u32, Vcpu>,
     /// The event that was reported and waits for its answer.
     current: Option<Request>,
+    /// Requests that came while a step was waited for.
+    waiting: VecDeque<Request>,
     made: Made,
     injector: XenInjector,
 }
@@ -103,6 +119,7 @@ impl<'d> XenEvents<'d> {
             pages: Pages::default(),
             vcpus: BTreeMap::new(),
             current: None,
+            waiting: VecDeque::new(),
             made: Made::default(),
             injector,
         };
@@ -211,7 +228,7 @@ impl EventSession<X86> for XenEvents<'_> {
         let began = Instant::now();
         loop {
             let mut came = false;
-            if let Some(request) = self.ring.take()? {
+            if let Some(request) = self.take()? {
                 came = true;
                 match self.occurrence(&request) {
                     Ok(Some(what)) => {

@@ -13,9 +13,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmi_core::{PhysAddr, Result};
+use vmi_guardian::Guardian;
 
 use crate::failure::Failures;
-use crate::guardian::{Guardian, PrivilegedCalls};
+use crate::guardian::{self, PrivilegedCalls};
 use crate::libraries::CallError;
 use crate::libraries::event_channel::EventChannel;
 use crate::libraries::monitor_calls::{Monitor, MonitorCalls};
@@ -152,7 +153,7 @@ impl MonitorRing {
         let guardian = guarded.then(|| {
             let domain = u16::try_from(domain).map_err(std::io::Error::other)?;
             let guardian =
-                PrivilegedCalls::open(domain).and_then(|calls| Guardian::of_ring(&calls, domain, lock.descriptor()))?;
+                PrivilegedCalls::open(domain).and_then(|calls| guardian::of_ring(&calls, domain, vcpus, lock.descriptor()))?;
             guardian.held(true);
             Ok::<_, std::io::Error>(guardian)
         });
@@ -233,16 +234,21 @@ impl MonitorRing {
         &self.on
     }
 
-    /// Turns all monitors off, and the ring. Requests that were taken must have been answered. Done once.
-    pub(crate) fn close(&mut self) {
-        if std::mem::replace(&mut self.closed, true) {
-            return;
-        }
+    /// Turns all monitors off: nothing is an event any more.
+    pub(crate) fn turn_all_off(&mut self) {
         for monitor in std::mem::take(&mut self.on) {
             if let Err(error) = self.calls.set(monitor, false) {
                 tracing::error!(%error, machine = %self.failures.machine(), ?monitor, "a monitor could not be turned off");
             }
         }
+    }
+
+    /// Turns all monitors off, and the ring. Requests that were taken must have been answered. Done once.
+    pub(crate) fn close(&mut self) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        self.turn_all_off();
         match self.calls.disable() {
             Ok(()) => self.lock.forget_ring(),
             Err(error) => tracing::error!(%error, machine = %self.failures.machine(), "the event ring could not be turned off"),

@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -51,8 +51,8 @@ impl RingLock {
     }
 
     /// The file, which is locked as long as it is open anywhere.
-    pub(crate) fn descriptor(&self) -> std::os::fd::RawFd {
-        self.file.as_raw_fd()
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     fn take_at(path: &Path) -> Result<Self, RingLockError> {
@@ -93,11 +93,7 @@ impl RingLock {
 
     /// Notes which bytes are breakpoints now. To be called before they are written, and after they are taken away.
     pub(crate) fn note_breakpoints(&mut self, bytes: impl Iterator<Item = (PhysAddr, u8)>) -> io::Result<()> {
-        let mut text = format!("{RING}\n");
-        for (at, byte) in bytes {
-            text.push_str(&format!("{:x} {byte:x}\n", at.get()));
-        }
-        text.push_str("end\n");
+        let text = text(bytes);
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(text.as_bytes())
@@ -110,8 +106,18 @@ impl RingLock {
     }
 }
 
+/// What a file says while a ring is on.
+pub(crate) fn text(breakpoints: impl Iterator<Item = (PhysAddr, u8)>) -> String {
+    let mut text = format!("{RING}\n");
+    for (at, byte) in breakpoints {
+        text.push_str(&format!("{:x} {byte:x}\n", at.get()));
+    }
+    text.push_str("end\n");
+    text
+}
+
 /// What a file says; none if it is not whole.
-fn parse(text: &str) -> Option<Vec<(PhysAddr, u8)>> {
+pub(crate) fn parse(text: &str) -> Option<Vec<(PhysAddr, u8)>> {
     let body = text.strip_prefix(RING)?.strip_prefix('\n')?.strip_suffix("end\n")?;
     let line = |line: &str| {
         let (at, byte) = line.split_once(' ')?;

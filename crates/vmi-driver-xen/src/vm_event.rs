@@ -373,6 +373,18 @@ impl Response {
         registers::encode(registers, self.bytes.get_mut(REGISTERS..).unwrap_or_default());
     }
 
+    /// Whether Xen carries it out only when the vCPU runs on, and forgets it if the ring is off by then (xen/arch/x86/hvm/vm_event.c, `hvm_vm_event_do_resume`;
+    /// xen/arch/x86/vm_event.c, `vm_event_cleanup_domain`).
+    pub(crate) fn is_late(&self) -> bool {
+        self.flags.intersects(Flags::SET_REGISTERS | Flags::EMULATE)
+    }
+
+    /// The registers that it sets.
+    pub(crate) fn wanted_registers(&self) -> Option<Registers> {
+        let bytes = self.bytes.get(REGISTERS..).filter(|_| self.flags.contains(Flags::SET_REGISTERS))?;
+        registers::decode(bytes, self.version)
+    }
+
     /// The emulated instruction reads these bytes. Whether there is room for them. The registers cannot be set in the same response.
     #[must_use]
     pub fn emulate_reading(&mut self, data: &[u8]) -> bool {
@@ -418,18 +430,6 @@ impl Response {
         if let Ok((mut head, _)) = Head::read_from_prefix(&self.bytes) {
             change(&mut head);
             _ = head.write_to_prefix(&mut self.bytes); // as long as what was read
-        }
-    }
-}
-
-/// Decodes any bytes as a request, and answers it: what the fuzz target calls.
-pub fn decode_any(bytes: &[u8]) {
-    let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().take(MOST_WORDS).map(|word| u32::from_ne_bytes(*word)).collect();
-    for version in [InterfaceVersion::V5, InterfaceVersion::V6, InterfaceVersion::V7] {
-        if let Ok(request) = Request::decode(&words, version) {
-            let mut response = Response::to(&request);
-            response.registers(&request.registers);
-            _ = response.encode();
         }
     }
 }

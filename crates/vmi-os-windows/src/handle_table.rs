@@ -13,8 +13,10 @@ use crate::registry::bytes::{u32_at, u64_at};
 const MAX_ENTRIES: u64 = 1 << 24;
 /// The first build of Windows 8.1. The pointers of Windows 8 begin three bits higher.
 const FIRST_SHORT: u32 = 9400;
-/// Access rights in an entry since Windows 8.
+/// Access rights in an entry: 25 bits of its word.
 const ACCESS: u32 = 0x01ff_ffff;
+/// Where entries of the older format keep `OBJ_PROTECT_CLOSE`: beside the rights, as the pointer's lowest bit is the entry's lock.
+const PROTECTED: u32 = 0x0200_0000;
 
 /// How the entries of a guest's tables hold the pointer to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +37,8 @@ pub struct HandleEntry {
     pub pointer: VirtAddr,
     /// The access that was granted (`ACCESS_MASK`).
     pub granted_access: u32,
-    /// Flags of the handle: 1 protected from being closed (64-bit kernels since Windows 8), 2 inherited by new processes, 4 audited when closed.
+    /// Flags of the handle, as in `OBJECT_ATTRIBUTES`: 1 protected from being closed (`OBJ_PROTECT_CLOSE`), 2 inherited by new processes
+    /// (`OBJ_INHERIT`), 4 audited when closed.
     pub attributes: u32,
 }
 
@@ -60,7 +63,7 @@ impl EntryFormat {
         let low = if wide { u64_at(bytes, 0)? } else { u64::from(u32_at(bytes, 0)?) };
         let access = u32_at(bytes, if wide { 8 } else { 4 })?;
         let (pointer, attributes) = match self {
-            Self::Pointer(_) => (low & !7, low & 6),
+            Self::Pointer(_) => (low & !7, low & 6 | u64::from(access & PROTECTED != 0)),
             Self::Bits(lowest) => {
                 let bits = low.cast_signed().checked_shr(lowest)?.checked_shl(4)?;
                 (bits.cast_unsigned(), low.checked_shr(lowest.saturating_sub(3))? & 7)

@@ -55,9 +55,11 @@ fn entries_of_every_format() {
         assert_eq!(format.entry(8, &bytes(0, 0x1234)), None, "free");
         assert_eq!(format.entry(8, &bytes(low, 0)[..15]), None, "cut off");
     }
-    let narrow = [0x8123_4563u32.to_le_bytes(), 0x001f_0003u32.to_le_bytes()].concat();
-    let found = EntryFormat::Pointer(4).entry(4, &narrow).unwrap();
+    let narrow = |access: u32| [0x8123_4563u32.to_le_bytes(), access.to_le_bytes()].concat();
+    let found = EntryFormat::Pointer(4).entry(4, &narrow(0x001f_0003)).unwrap();
     assert_eq!((found.pointer, found.granted_access, found.attributes), (VirtAddr::new(0x8123_4560), 0x1f_0003, 2));
+    let found = EntryFormat::Pointer(4).entry(4, &narrow(0x021f_0003)).unwrap();
+    assert_eq!((found.granted_access, found.attributes), (0x1f_0003, 3), "protected from being closed");
 }
 
 #[test]

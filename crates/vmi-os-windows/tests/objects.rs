@@ -111,7 +111,8 @@ fn synthetic_nt_layout_handles_of_every_process() {
                 .map(|handle| {
                     let object = handle.object();
                     let name = object.full_name().unwrap_or_else(|error| panic!("{build} {pid} {:#x}: {error}", handle.value()));
-                    (handle.value(), object.address().get(), handle.granted_access(), object.type_name().unwrap(), name)
+                    let rights = (handle.granted_access(), handle.attributes());
+                    (handle.value(), object.address().get(), rights, object.type_name().unwrap(), name)
                 })
                 .collect();
             let mut written: Vec<_> = contents.handles.iter().collect();
@@ -119,7 +120,8 @@ fn synthetic_nt_layout_handles_of_every_process() {
             assert_eq!(found.len(), written.len(), "{build}: process {pid}");
             for (found, written) in found.iter().zip(written) {
                 count += 1;
-                let expected = (u64::from(written.value), written.object, written.access & 0x1ff_ffff, written.kind.clone());
+                let rights = (written.access & 0x1ff_ffff, u32::from(written.attributes));
+                let expected = (u64::from(written.value), written.object, rights, written.kind.clone());
                 assert_eq!((found.0, found.1, found.2, found.3.clone()), expected, "{build}: process {pid}");
                 let name = found.4.clone().unwrap_or_default();
                 match written.kind.as_str() {

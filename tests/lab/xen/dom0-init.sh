@@ -30,7 +30,14 @@ for d in $DOMUS; do
     log=/var/log/xen/console/guest-$d.log n=0
     until grep -qs '^DOMU_READY' "$log"; do
         n=$((n + 1))
-        [ "$n" -lt 1000 ] || { tail -40 "$log"; say "$d is not ready"; end 125; }
+        # A domain that has panicked waits to be looked at.
+        if [ "$n" -ge 600 ] || grep -qs 'Kernel panic' "$log"; then
+            sleep 1
+            tail -60 "$log"
+            xl list
+            say "$d is not ready"
+            end 125
+        fi
         usleep 300000
     done
     say "ready $d"
@@ -38,6 +45,7 @@ done
 stty -F /dev/ttyS1 raw
 cd /
 export RUST_BACKTRACE=1 LD_LIBRARY_PATH=/lib HOME=/ TMPDIR=/tmp XEN_LAB_DOMUS="$DOMUS" XEN_LAB_EMU="$EMULATOR"
+say "command starts"
 timeout "$SECONDS_TO_RUN" sh /lab/run > /dev/ttyS1 2>&1
 status=$?
 say "command done"

@@ -4,12 +4,13 @@
  *   domu hold                       lives for ever with PAGES pages at HELD, shared by all invocations; prints "pid N", "held ADDRESS COUNT", "pfn INDEX PFN" each
  *   domu see INDEX WORD             prints a word of a held page
  *   domu set INDEX WORD VALUE       writes it
- *   domu touch r|w|x INDEX N        reads or writes word 0 of the page, or calls the RET at its end, N times; prints "rip ADDRESS" of the instruction first
+ *   domu touch r|w|x INDEX N        reads or writes word 0 of the page, or calls the RET at its end, N times; prints "rip ADDRESS" of the instruction first,
+ *                                   and how long it took: "nanoseconds N"
  *   domu cpuid LEAF SUBLEAF N       executes CPUID N times, prints what the last one gave: "cpuid EAX EBX ECX EDX"
  *   domu gsbase BASE N              has the kernel write MSR_GS_BASE or MSR_KERNEL_GS_BASE N times, with BASE, BASE + 4096, ...; needs the kernel's nofsgsbase
  *   domu msr INDEX VALUE N          writes an MSR N times through /dev/cpu/0/msr
  *   domu steps N                    CPUID leaf MARK, then N times DEC and JNZ, then CPUID leaf MARK: 2N instructions and a MOV between them
- *   domu call N                     N calls of sched_rr_get_interval, which nobody else here makes
+ *   domu call N                     N calls of sched_rr_get_interval, which nobody else here makes; prints "nanoseconds N"
  *   domu kernel ADDRESS             prints eight bytes of the kernel as /proc/kcore shows them: "kernel XXXXXXXXXXXXXXXX"
  *   domu ps                         prints each process: "ps PID PARENT STATE UID THREADS NAME"
  *
@@ -25,6 +26,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HELD ((volatile uint64_t *)0x40000000)
@@ -36,6 +38,13 @@ static void fail(const char *what)
 {
 	perror(what);
 	exit(1);
+}
+
+static uint64_t now(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ul + time.tv_nsec;
 }
 
 static volatile uint64_t *held(int flags)
@@ -83,11 +92,13 @@ static void touch(char how, const char *page, unsigned long times)
 	extern char read_here[], write_here[];
 	printf("rip %p\n", how == 'r' ? (void *)read_here : how == 'w' ? (void *)write_here : (char *)at + PAGE - 1);
 	fflush(stdout);
+	uint64_t began = now();
 	for (unsigned long i = 0; i < times; i++) {
 		if (how == 'r') asm volatile(".globl read_here\nread_here: mov (%1), %0" : "=r"(seen) : "r"(at) : "memory");
 		else if (how == 'w') asm volatile(".globl write_here\nwrite_here: mov %0, (%1)" : : "r"(i), "r"(at) : "memory");
 		else ((void (*)(void))((uintptr_t)at + PAGE - 1))();
 	}
+	printf("nanoseconds %lu\n", now() - began);
 }
 
 static void cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4])
@@ -172,8 +183,9 @@ int main(int argc, char **argv)
 			     "mov %1, %%eax; xor %%ecx, %%ecx; cpuid"
 			     : : "m"(count), "i"(MARK) : "rax", "rbx", "rcx", "rdx", "rsi", "memory");
 	} else if (!strcmp(verb, "call") && argc == 3) {
-		uint64_t interval[2];
+		uint64_t interval[2], began = now();
 		for (unsigned long i = 0; i < n; i++) syscall(SYS_sched_rr_get_interval, 0, interval);
+		printf("nanoseconds %lu\n", now() - began);
 	} else if (!strcmp(verb, "kernel") && argc == 3) {
 		kernel(n);
 		n = 1;

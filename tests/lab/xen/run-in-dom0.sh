@@ -1,6 +1,7 @@
 #!/bin/bash
 # Boot Xen 4.17 with a paravirtualised dom0 and Linux domains in an emulator, and run a program in dom0: run-in-dom0.sh PROGRAM [ARGUMENT...]
 # Its output and exit status are this script's. Status 125: the lab itself failed; what the consoles said is then on standard error.
+# Where the lab fails before the program was started, it is booted once more; a program that was started is not started again.
 # A domain has the name of its configuration: pvh, pv, smp (two vCPUs), big (memory above 4 GiB); see prepare.sh.
 #   XEN_LAB_DOMUS            domains to start ("pvh")
 #   XEN_LAB_EMU              qemu (AMD SVM with NPT), or bochs (Intel VMX with EPT, which alone has traps on memory, single steps, breakpoints, views)
@@ -31,10 +32,11 @@ strip --strip-debug "$work/root/lab/program" 2> /dev/null || true
 for file in ${XEN_LAB_FILES-}; do cp -L -- "$file" "$work/root/lab/"; done
 { printf /lab/program; [ $# = 0 ] || printf ' %q' "$@"; echo; } > "$work/root/lab/run"
 
-# One processor for dom0, one for the domains: on a shared one, TCG's SVM leaks state into dom0. Bochs does not, and is faster with one.
-processors=2 memory=$((704 + ${XEN_LAB_DOM0_MEMORY:=320})) seconds=900 command_seconds=600
+# One processor for what is paravirtualised, dom0 and the domain pv, and one for the others: on a shared one, TCG's SVM leaks state into the former. Bochs
+# does not, and is faster with one.
+processors=2 memory=$((704 + ${XEN_LAB_DOM0_MEMORY:=320})) seconds=900 boot_seconds=400 command_seconds=600
 [[ " $domus " != *" big "* ]] || memory=$((memory + 4608))
-[ "$emulator" = qemu ] || processors=1 seconds=1500 command_seconds=900
+[ "$emulator" = qemu ] || processors=1 seconds=1500 boot_seconds=700 command_seconds=900
 cat > "$work/root/lab.conf" <<CONF
 DOMUS="$domus"
 EMULATOR=$emulator
@@ -48,26 +50,30 @@ python3 "$here/cpio.py" "$work/root" "$(stat -c %s "$work/initrd")" >> "$work/in
 xen_options="console=com1 com1=115200,8n1 dom0_mem=${XEN_LAB_DOM0_MEMORY}M,max:${XEN_LAB_DOM0_MEMORY}M dom0_max_vcpus=1 dom0_vcpus_pin"
 xen_options+=" loglvl=warning guest_loglvl=warning cpuidle=0 spec-ctrl=no"
 dom0_options="console=hvc0 quiet panic=1 mitigations=off nokaslr"
-: > "$work/out"
-case $emulator in
-qemu)
-    # Without MWAIT, on which TCG faults in Xen's idle loop; SMAP, by which QEMU 7.2 checks the IRET of a PV kernel as the supervisor's; RDTSCP, which Xen
-    # cannot skip when it is intercepted, as TCG does not tell the next instruction.
-    device=()
-    if [ -n "${XEN_LAB_OUTBOX-}" ]; then
-        device=(-object "memory-backend-file,id=outbox,share=on,size=$(stat -c %s "$XEN_LAB_OUTBOX"),mem-path=$XEN_LAB_OUTBOX" -device ivshmem-plain,memdev=outbox)
-    fi
-    timeout "${XEN_LAB_TIMEOUT:-$seconds}" qemu-system-x86_64 -accel tcg,thread=multi -machine pc -cpu EPYC,-monitor,-smap,-rdtscp -smp $processors \
-        -m $memory -nodefaults -no-reboot -display none -monitor none -serial "file:$work/console" -serial "file:$work/out" "${device[@]}" \
-        -kernel "$built/xen" -append "$xen_options" -initrd "$built/vmlinux.dom0 $dom0_options,$work/initrd" < /dev/null > "$work/emulator.log" 2>&1 & ;;
-bochs)
-    for tool in grub-mkrescue xorriso; do command -v $tool > /dev/null || { echo "the lab needs $tool: apt-get install grub-common grub-pc-bin xorriso" >&2; exit 125; }; done
-    read -r bochs bios <<< "$("$here/bochs.sh" || echo)"
-    [ -n "$bochs" ] || exit 125
-    mkdir -p "$work/iso/boot/grub"
-    ln "$built/xen" "$built/vmlinux.dom0" "$work/initrd" "$work/iso/boot/" 2> /dev/null || cp "$built/xen" "$built/vmlinux.dom0" "$work/initrd" "$work/iso/boot/"
-    # Bochs 3.0 takes Xen's posted-interrupt descriptor, aligned to 64 bytes as it must be, for an error: apicv=0.
-    cat > "$work/iso/boot/grub/grub.cfg" <<-CFG
+# Boots once and shows the program's output; sets `status`, to 125 where there is none, and `started`.
+boot() {
+    rm -rf "$work"/{console,out,iso,xen.iso}
+    : > "$work/out"
+    : > "$work/console"
+    case $emulator in
+    qemu)
+        # Without MWAIT, on which TCG faults in Xen's idle loop; SMAP, by which QEMU 7.2 checks the IRET of a PV kernel as the supervisor's; RDTSCP, which Xen
+        # cannot skip when it is intercepted, as TCG does not tell the next instruction.
+        device=()
+        if [ -n "${XEN_LAB_OUTBOX-}" ]; then
+            device=(-object "memory-backend-file,id=outbox,share=on,size=$(stat -c %s "$XEN_LAB_OUTBOX"),mem-path=$XEN_LAB_OUTBOX" -device ivshmem-plain,memdev=outbox)
+        fi
+        timeout "${XEN_LAB_TIMEOUT:-$seconds}" qemu-system-x86_64 -accel tcg,thread=multi -machine pc -cpu EPYC,-monitor,-smap,-rdtscp -smp $processors \
+            -m $memory -nodefaults -no-reboot -display none -monitor none -serial "file:$work/console" -serial "file:$work/out" "${device[@]}" \
+            -kernel "$built/xen" -append "$xen_options" -initrd "$built/vmlinux.dom0 $dom0_options,$work/initrd" < /dev/null > "$work/emulator.log" 2>&1 & ;;
+    bochs)
+        for tool in grub-mkrescue xorriso; do command -v $tool > /dev/null || { echo "the lab needs $tool: apt-get install grub-common grub-pc-bin xorriso" >&2; exit 125; }; done
+        read -r bochs bios <<< "$("$here/bochs.sh" || echo)"
+        [ -n "$bochs" ] || exit 125
+        mkdir -p "$work/iso/boot/grub"
+        ln "$built/xen" "$built/vmlinux.dom0" "$work/initrd" "$work/iso/boot/" 2> /dev/null || cp "$built/xen" "$built/vmlinux.dom0" "$work/initrd" "$work/iso/boot/"
+        # Bochs 3.0 takes Xen's posted-interrupt descriptor, aligned to 64 bytes as it must be, for an error: apicv=0.
+        cat > "$work/iso/boot/grub/grub.cfg" <<-CFG
 	set timeout=0
 	menuentry xen {
 	multiboot /boot/xen xen $xen_options altp2m=1 apicv=0
@@ -75,8 +81,8 @@ bochs)
 	module --nounzip /boot/initrd
 	}
 	CFG
-    grub-mkrescue -o "$work/xen.iso" "$work/iso" > "$work/emulator.log" 2>&1
-    cat > "$work/bochsrc" <<-RC
+        grub-mkrescue -o "$work/xen.iso" "$work/iso" > "$work/emulator.log" 2>&1
+        cat > "$work/bochsrc" <<-RC
 	display_library: rfb, options="timeout=0"
 	cpu: model=corei7_skylake_x, count=1, ips=300000000, ignore_bad_msrs=1
 	memory: guest=$memory, host=$memory
@@ -92,27 +98,48 @@ bochs)
 	error: action=ignore
 	info: action=ignore
 	RC
-    echo c > "$work/debugger" # Debian's build has Bochs' debugger, which waits for: continue
-    options=()
-    [[ $("$bochs" --help 2>&1 || true) != *' -rc '* ]] || options=(-rc "$work/debugger")
-    timeout "${XEN_LAB_TIMEOUT:-$seconds}" "$bochs" -q "${options[@]}" -f "$work/bochsrc" < /dev/null >> "$work/emulator.log" 2>&1 & ;;
-*)
-    echo "XEN_LAB_EMU=$emulator: qemu or bochs" >&2
-    exit 125 ;;
-esac
-running=$!
-tail --pid=$running -s 0.5 -c +1 -f "$work/out" & shown=$!
+        echo c > "$work/debugger" # Debian's build has Bochs' debugger, which waits for: continue
+        options=()
+        [[ $("$bochs" --help 2>&1 || true) != *' -rc '* ]] || options=(-rc "$work/debugger")
+        timeout "${XEN_LAB_TIMEOUT:-$seconds}" "$bochs" -q "${options[@]}" -f "$work/bochsrc" < /dev/null >> "$work/emulator.log" 2>&1 & ;;
+    *)
+        echo "XEN_LAB_EMU=$emulator: qemu or bochs" >&2
+        exit 125 ;;
+    esac
+    running=$!
+    tail --pid=$running -s 0.5 -c +1 -f "$work/out" & shown=$!
+    local limit=$((SECONDS + boot_seconds))
+    started=
+    while kill -0 $running 2> /dev/null && ! grep -qsa '^LAB [0-9.]* end' "$work/console"; do
+        if [ -z "$started" ]; then
+            if grep -qsa '^LAB [0-9.]* command starts' "$work/console"; then
+                started=yes
+            elif [ $SECONDS -gt $limit ]; then
+                echo "the program was not started within $boot_seconds s" >> "$work/emulator.log"
+                break
+            fi
+        fi
+        sleep 0.5
+    done
+    sleep 0.2
+    kill $running 2> /dev/null || true
+    wait $running 2> /dev/null || true
+    running=
+    wait $shown || true
+    ! grep -qsa '^LAB [0-9.]* command starts' "$work/console" || started=yes
+    status=$(console | sed -n 's/^LAB [0-9.]* end \([0-9]*\).*/\1/p' | tail -1)
+    if [ -n "${XEN_LAB_VERBOSE-}" ] || [ "${status:-125}" = 125 ]; then
+        grep -v "TCG doesn't support" "$work/emulator.log" >&2 || true
+        console >&2
+    fi
+    [ -n "$status" ] || { echo "the emulator ended, or its time did, before the program" >&2; status=125; }
+}
 console() { { cat "$work/console" 2> /dev/null || true; } | tr -d '\r'; }
-while kill -0 $running 2> /dev/null && ! grep -qsa '^LAB [0-9.]* end' "$work/console"; do sleep 0.5; done
-sleep 0.2
-kill $running 2> /dev/null || true
-wait $running 2> /dev/null || true
-running=
-wait $shown || true
-status=$(console | sed -n 's/^LAB [0-9.]* end \([0-9]*\).*/\1/p' | tail -1)
-if [ -n "${XEN_LAB_VERBOSE-}" ] || [ "${status:-125}" = 125 ]; then
-    grep -v "TCG doesn't support" "$work/emulator.log" >&2 || true
-    console >&2
+
+boot
+if [ "$status" = 125 ] && [ -z "$started" ]; then
+    echo "the lab failed before the program was started; it is booted once more" >&2
+    boot
+    [ "$status" != 125 ] || [ -n "$started" ] || echo "the lab failed twice before the program was started" >&2
 fi
-[ -n "$status" ] || echo "the emulator ended, or its time did, before the program" >&2
-exit "${status:-125}"
+exit "$status"

@@ -16,6 +16,9 @@ impl fmt::Display for Skip {
 
 impl std::error::Error for Skip {}
 
+/// Set in a brief run.
+pub(crate) const BRIEF: &str = "XEN_CHECKS_BRIEF";
+
 /// The machine.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -30,6 +33,15 @@ impl Context {
             domains: variable("XEN_LAB_DOMUS").split_whitespace().map(str::to_owned).collect(),
             emulator: variable("XEN_LAB_EMU"),
         }
+    }
+
+    /// How often to do something that is done `all` times unless the run is brief; says so if it is.
+    pub(crate) fn times(&self, all: usize, brief: usize) -> usize {
+        if std::env::var_os(BRIEF).is_none() {
+            return all;
+        }
+        println!("skipped: {} of {all} times, in a brief run", all - brief);
+        brief
     }
 
     /// The domains of this boot.

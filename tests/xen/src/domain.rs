@@ -99,6 +99,11 @@ impl Running {
         Ok(self.state()?.0)
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> Result<bool> {
+        Ok(self.state()?.1.is_some())
+    }
+
     /// Waits for its end and returns what it printed.
     ///
     /// # Errors

@@ -5,7 +5,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::checks::{self, Check};
-use crate::context::{Context, Skip};
+use crate::context::{BRIEF, Context, Skip};
+use crate::log;
 
 /// Exit status of a process whose check could not be made here.
 const SKIPPED: u8 = 42;
@@ -18,6 +19,7 @@ pub(crate) fn one(names: &[&str]) -> ExitCode {
         eprintln!("no check {names:?}");
         return ExitCode::from(2);
     };
+    log::keep();
     match (check.run)(&Context::new()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<Skip>() {
@@ -33,15 +35,21 @@ pub(crate) fn one(names: &[&str]) -> ExitCode {
     }
 }
 
-/// All checks that are wanted.
-pub(crate) fn run(wanted: impl Fn(&str) -> bool) -> ExitCode {
+/// All checks that are wanted; in a brief run without those that take long.
+pub(crate) fn run(wanted: impl Fn(&str) -> bool, brief: bool) -> ExitCode {
     let began = Instant::now();
-    let (chosen, others): (Vec<&Check>, Vec<&Check>) = checks::all().partition(|check| wanted(check.name));
+    let (chosen, others): (Vec<&Check>, Vec<&Check>) =
+        checks::all().filter(|check| !check.inner).partition(|check| wanted(check.name));
     println!("running {} tests", chosen.len());
     let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
     for check in chosen {
+        if let Some(why) = check.long.filter(|_| brief) {
+            skipped += 1;
+            println!("test {} ... skipped: {why}", check.name);
+            continue;
+        }
         let began = Instant::now();
-        let (mut result, output) = process(check);
+        let (mut result, output) = process(check, brief);
         for domain in Context::new().domains() {
             if let Err(error) = domain.answers(ANSWER) {
                 println!("{} does not answer any more ({error:#}); it is made anew", domain.name());
@@ -88,12 +96,15 @@ enum Ended {
 }
 
 /// Runs a check in its own process, and returns what it printed.
-fn process(check: &Check) -> (Ended, String) {
+fn process(check: &Check, brief: bool) -> (Ended, String) {
     let program = std::env::current_exe().unwrap();
     let (mut output, input) = std::io::pipe().unwrap();
     let mut command = Command::new(program);
     command.args(["--one", check.name]).stdin(Stdio::null()).stdout(input.try_clone().unwrap()).stderr(input);
     command.env("RUST_LIB_BACKTRACE", "0"); // of panics, but not of errors
+    if brief {
+        command.env(BRIEF, "1");
+    }
     let child = command.spawn();
     drop(command); // the pipe's writing ends
     let mut child = match child {

@@ -58,7 +58,7 @@ impl XenEvents<'_> {
         denied.inverted()
     }
 
-    fn set_rights(&self, page: Gfn, rights: Accesses) -> Result<()> {
+    pub(super) fn set_rights(&self, page: Gfn, rights: Accesses) -> Result<()> {
         if !self.has(EventAbility::MemoryAccess) {
             return Ok(());
         }

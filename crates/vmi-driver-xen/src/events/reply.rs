@@ -3,7 +3,7 @@
 use vmi_arch_x86::Registers;
 use vmi_core::{Accesses, Action, Emulation, EventAbility, Gfn, PAGE_SIZE, PhysAddr, Reply, Result, VirtAddr};
 
-use super::{XenEvents, decode, place};
+use super::{Late, XenEvents, decode, place};
 use crate::breakpoints::INT3;
 use crate::vm_event::{AccessFlags, Flags, Reason, Request, Response, settable};
 
@@ -51,8 +51,13 @@ impl From<ReplyError> for Refusal {
 }
 
 impl XenEvents<'_> {
-    /// Answers a request, which must be the oldest that was taken. It is answered whatever fails.
+    /// Answers a request, and waits until what was undone for one instruction is as before. It is answered whatever fails.
     pub(super) fn go(&mut self, request: &Request, reply: &Reply<Registers>) -> Result<()> {
+        self.answer(request, reply).and(self.end_step(request.vcpu))
+    }
+
+    /// Answers a request. Xen knows by the vCPU what is answered, so the order of answers is free (xen/common/vm_event.c, `vm_event_resume`).
+    pub(super) fn answer(&mut self, request: &Request, reply: &Reply<Registers>) -> Result<()> {
         let mut response = Response::to(request);
         let vcpu = self.vcpus.entry(request.vcpu).or_default();
         let back_to = if matches!(request.reason, Reason::SingleStep { .. }) { vcpu.back_to.take() } else { None };
@@ -78,6 +83,7 @@ impl XenEvents<'_> {
             response.add(Flags::TOGGLE_SINGLESTEP);
             vcpu.steps = steps;
         }
+        vcpu.late = response.is_late().then_some(Late { before: request.registers, wanted: response.wanted_registers() });
         self.ring.answer(response)?;
         prepared
     }
@@ -149,7 +155,8 @@ impl XenEvents<'_> {
             return Ok(());
         }
         if self.rights(page) == Accesses::ALL {
-            return Ok(()); // no more watched
+            // It is no more watched, or a program that was killed watched it: then the page still forbids what nobody asks for.
+            return Ok(self.set_rights(page, Accesses::ALL)?);
         }
         if step || self.vcpu_count == 1 {
             return Ok(self.open_page(request.vcpu, page)?);

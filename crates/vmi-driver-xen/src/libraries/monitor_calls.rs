@@ -133,7 +133,7 @@ impl MonitorCalls {
         if page.is_null() { Err(CallError::last("xc_monitor_enable")) } else { Ok((page, port)) }
     }
 
-    /// Turns the ring off: all monitors end, and vCPUs that wait go on.
+    /// Turns the ring off: all monitors end. vCPUs that wait for an answer wait on.
     pub(crate) fn disable(&self) -> Result<(), CallError> {
         call!(self.xc_monitor_disable())
     }

@@ -36,10 +36,10 @@ fn format(ground: &impl Ground) -> Format {
 fn entry(ground: &impl Ground, target: u64, access: u32, attributes: u8) -> Vec<u8> {
     let (access, attributes) = (u64::from(access), u64::from(attributes));
     let (low, high) = match format(ground) {
-        // Attributes: inherit is bit 1, audit bit 2. Bit 0 says that the entry is not locked.
-        Format::Pointer => (target | attributes & 6 | 1, access),
-        Format::Packed64 => ((target >> 4) << 20 | (attributes >> 1 & 3) << 17 | 0x7FFF << 1 | 1, access & ACCESS),
-        Format::Packed32 => (target & !7 | attributes & 6 | 1, access & ACCESS),
+        // Attributes: inherit is bit 1, audit bit 2. Bit 0 says that the entry is not locked; protection from being closed lies above the rights.
+        Format::Pointer => (target | attributes & 6 | 1, access | (attributes & 1) << 25),
+        Format::Packed64 => ((target >> 4) << 20 | (attributes & 7) << 17 | 0x7FFF << 1 | 1, access & ACCESS),
+        Format::Packed32 => (target & !7 | attributes & 6 | 1, access & ACCESS | (attributes & 1) << 25),
     };
     let mut bytes = Vec::new();
     for word in [low, high] {

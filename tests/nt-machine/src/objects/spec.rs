@@ -224,7 +224,7 @@ pub struct Handle {
     pub name: String,
     /// `GrantedAccess`.
     pub access: u32,
-    /// `OBJ_INHERIT` is 2, audit 4.
+    /// `OBJ_PROTECT_CLOSE` is 1, `OBJ_INHERIT` 2, audit 4.
     pub attributes: u8,
     /// Address of the object's body.
     pub object: u64,

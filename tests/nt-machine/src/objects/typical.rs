@@ -437,7 +437,7 @@ fn add_handles(machine: &mut NtMachine, system: &mut System, who: &Who<'_>, ids:
         if value % (per_page * 4) == 0 {
             value += 4;
         }
-        let attributes = if value % 12 == 0 { 2 } else { 0 };
+        let attributes = (value / 4 % 8) as u8;
         contents.handles.push(Handle { value, kind: kind.into(), name: name.into(), access, attributes, object });
     };
     add(contents, "Event", "", 0x1F_0003, 0);

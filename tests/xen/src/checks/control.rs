@@ -83,8 +83,9 @@ fn descriptors() -> Result<usize> {
     Ok(std::fs::read_dir("/proc/self/fd")?.count())
 }
 
-/// A thousand pauses and a thousand visits leave the domain running and nothing behind.
+/// A thousand pauses and a thousand visits (less in a brief run) leave the domain running and nothing behind.
 fn thousand(context: &Context) -> CheckResult {
+    let times = context.times(1000, 30);
     each(context, |domain| {
         let visit = |pauses: usize| -> Result<usize> {
             let vmi = open(domain)?;
@@ -102,15 +103,15 @@ fn thousand(context: &Context) -> CheckResult {
         visit(1)?;
         let (before, files) = (mappings()?, descriptors()?);
         let began = Instant::now();
-        visit(1000)?;
+        visit(times)?;
         let pauses = began.elapsed();
         // Where all frames have to be looked for, a visit takes long under emulation.
         let mut during = 0;
-        for _ in 0..1000 {
+        for _ in 0..times {
             during = during.max(visit(0)?);
         }
         println!(
-            "{}: 1,000 pauses in {pauses:.1?}, 1,000 visits in {:.1?}; mappings before {before}, during {during}, after {}",
+            "{}: {times} pauses in {pauses:.1?}, {times} visits in {:.1?}; mappings before {before}, during {during}, after {}",
             domain.name(),
             began.elapsed() - pauses,
             mappings()?

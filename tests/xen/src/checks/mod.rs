@@ -3,10 +3,13 @@
 mod breakpoints;
 mod control;
 mod events;
+mod killed;
 mod lab;
 mod linux;
 mod memory;
 mod registers;
+mod round_trip;
+mod smp;
 mod toolstack;
 mod views;
 
@@ -24,18 +27,32 @@ pub(crate) struct Check {
     pub(crate) run: fn(&Context) -> CheckResult,
     /// After which it is killed, and has failed.
     pub(crate) limit: Duration,
+    /// Why it is left out of a brief run, if it is.
+    pub(crate) long: Option<&'static str>,
+    /// Another check starts it, nobody else does.
+    pub(crate) inner: bool,
 }
 
 impl Check {
     /// A check that may take two minutes.
     pub(crate) const fn new(name: &'static str, run: fn(&Context) -> CheckResult) -> Self {
-        Self { name, run, limit: Duration::from_secs(120) }
+        Self { name, run, limit: Duration::from_secs(120), long: None, inner: false }
     }
 
     /// The same check with another limit.
     #[allow(dead_code, reason = "what checks may need")]
     pub(crate) const fn limit(self, seconds: u64) -> Self {
         Self { limit: Duration::from_secs(seconds), ..self }
+    }
+
+    /// The same check, left out of a brief run for this reason.
+    pub(crate) const fn long(self, why: &'static str) -> Self {
+        Self { long: Some(why), ..self }
+    }
+
+    /// The same check, which another one starts.
+    pub(crate) const fn inner(self) -> Self {
+        Self { inner: true, ..self }
     }
 }
 
@@ -51,6 +68,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
         events::CHECKS,
         breakpoints::CHECKS,
         views::CHECKS,
+        killed::CHECKS,
+        smp::CHECKS,
+        round_trip::CHECKS,
     ];
     tables.into_iter().flatten()
 }
