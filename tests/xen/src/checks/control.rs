@@ -203,7 +203,9 @@ fn destroyed_while_read(context: &Context) -> CheckResult {
         domain.recreate()?;
         for (rounds, error) in ends? {
             println!("{}: {rounds} reads, then at {:#x}: {error}", domain.name(), error.done());
-            ensure!(rounds > 0 && matches!(error.kind(), ErrorKind::Ended { .. }), "{error:?}");
+            // On a slow machine the first read of all memory does not come to its end.
+            let began = rounds > 0 || error.done() > 0;
+            ensure!(began && matches!(error.kind(), ErrorKind::Ended { .. }), "{error:?}");
         }
         ensure!(mappings()? == 0 || vmi.driver().check().is_err());
         Ok(())
