@@ -3,12 +3,11 @@
 mod common;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use common::events::{Limits, Who, each, place, within};
-use common::table::{Column, Row};
+use common::events::{Detail, Limits, place, trace, within};
+use common::table::Column;
 use common::text::{Hex, cell};
 use common::{Common, EXIT_CODES};
 use serde::Serialize;
@@ -83,14 +82,9 @@ fn main() -> ExitCode {
         for (at, len) in pieces(&args, &*guest)? {
             events.set(within(&*guest, Trap::memory(at, len, accesses(&args.on)?), args.limits.pid)?)?;
         }
-        let mut table = args.common.table(AccessRow::COLUMNS);
-        let began = Instant::now();
-        each(&mut events, &args.limits, |event| {
-            let What::Memory(access) = event.what() else { return Ok(false) };
-            let who = Who::of(&*guest, &event);
-            let row = AccessRow {
-                microseconds: began.elapsed().as_micros() as u64,
-                vcpu: event.vcpu().0,
+        trace(&*guest, &mut events, &args.limits, &args.common, |event| {
+            let What::Memory(access) = event.what() else { return None };
+            Some(Access {
                 access: access.kinds.to_string(),
                 physical: Hex(access.at.get()),
                 address: access.linear.map(|at| Hex(at.get())),
@@ -98,60 +92,24 @@ fn main() -> ExitCode {
                     AccessOrigin::Walk => "page walk",
                     AccessOrigin::Linear => "address",
                 }),
-                instruction: who.instruction,
-                symbol: who.symbol,
-                pid: who.pid,
-                process: who.process,
-            };
-            drop(event); // the guest runs on before the row is printed
-            table.row(Ok(row))?;
-            table.show()?;
-            Ok(true)
-        })?;
-        table.finish()
+            })
+        })
     })
 }
 
 #[derive(Serialize)]
-struct AccessRow {
-    microseconds: u64,
-    vcpu: u32,
+struct Access {
     access: String,
     physical: Hex,
     address: Option<Hex>,
     by: Option<&'static str>,
-    instruction: Hex,
-    symbol: Option<String>,
-    pid: Option<u32>,
-    process: Option<String>,
 }
 
-impl AccessRow {
-    const COLUMNS: &[Column] = &[
-        ("seconds", -9),
-        ("vcpu", -4),
-        ("access", 6),
-        ("physical", 18),
-        ("address", 18),
-        ("by", 9),
-        ("instruction", 32),
-        ("pid", -6),
-        ("process", 0),
-    ];
-}
+impl Detail for Access {
+    const COLUMNS: &[Column] = &[("access", 6), ("physical", 18), ("address", 18), ("by", 9)];
 
-impl Row for AccessRow {
     fn cells(&self) -> Vec<String> {
-        vec![
-            format!("{:.6}", self.microseconds as f64 / 1e6),
-            self.vcpu.to_string(),
-            self.access.clone(),
-            self.physical.to_string(),
-            cell(self.address.map(|at| at.to_string())),
-            cell(self.by),
-            self.symbol.clone().unwrap_or_else(|| self.instruction.to_string()),
-            cell(self.pid),
-            cell(self.process.clone()),
-        ]
+        let address = self.address.map(|at| at.to_string());
+        vec![self.access.clone(), self.physical.to_string(), cell(address), cell(self.by)]
     }
 }

@@ -3,13 +3,12 @@
 mod common;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use common::events::{Limits, Who, each, within};
-use common::table::{Column, Row};
-use common::text::{Hex, cell};
+use common::events::{Detail, Limits, trace, within};
+use common::table::Column;
+use common::text::Hex;
 use common::{Common, EXIT_CODES};
 use serde::Serialize;
 use vmi::x86::{Incident, Watch};
@@ -80,63 +79,27 @@ fn main() -> ExitCode {
             let trap = Trap::processor(Watch::Msr { index: number(text)?, on_change: args.on_change });
             events.set(within(&*guest, trap, args.limits.pid)?)?;
         }
-        let mut table = args.common.table(MsrRow::COLUMNS);
-        let began = Instant::now();
-        each(&mut events, &args.limits, |event| {
-            let What::Processor(Incident::Msr { index, new, old }) = event.what() else { return Ok(false) };
-            let who = Who::of(&*guest, &event);
-            let name = NAMES.iter().find(|(_, number)| u64::from(*number) == index).map(|(name, _)| (*name).to_owned());
-            let row = MsrRow {
-                microseconds: began.elapsed().as_micros() as u64,
-                vcpu: event.vcpu().0,
-                msr: Hex(index),
-                name,
-                old: Hex(old),
-                new: Hex(new),
-                instruction: who.instruction,
-                symbol: who.symbol,
-                pid: who.pid,
-                process: who.process,
-            };
-            drop(event); // the guest runs on before the row is printed
-            table.row(Ok(row))?;
-            table.show()?;
-            Ok(true)
-        })?;
-        table.finish()
+        trace(&*guest, &mut events, &args.limits, &args.common, |event| {
+            let What::Processor(Incident::Msr { index, new, old }) = event.what() else { return None };
+            let name = NAMES.iter().find(|(_, number)| u64::from(*number) == index).map(|(name, _)| *name);
+            Some(Write { msr: Hex(index), name, old: Hex(old), new: Hex(new) })
+        })
     })
 }
 
 #[derive(Serialize)]
-struct MsrRow {
-    microseconds: u64,
-    vcpu: u32,
+struct Write {
     msr: Hex,
-    name: Option<String>,
+    name: Option<&'static str>,
     old: Hex,
     new: Hex,
-    instruction: Hex,
-    symbol: Option<String>,
-    pid: Option<u32>,
-    process: Option<String>,
 }
 
-impl MsrRow {
-    const COLUMNS: &[Column] =
-        &[("seconds", -9), ("vcpu", -4), ("msr", 14), ("old", 18), ("new", 18), ("instruction", 32), ("pid", -6), ("process", 0)];
-}
+impl Detail for Write {
+    const COLUMNS: &[Column] = &[("msr", 14), ("old", 18), ("new", 18)];
 
-impl Row for MsrRow {
     fn cells(&self) -> Vec<String> {
-        vec![
-            format!("{:.6}", self.microseconds as f64 / 1e6),
-            self.vcpu.to_string(),
-            self.name.clone().unwrap_or_else(|| format!("{:#x}", self.msr.0)),
-            self.old.to_string(),
-            self.new.to_string(),
-            self.symbol.clone().unwrap_or_else(|| self.instruction.to_string()),
-            cell(self.pid),
-            cell(self.process.clone()),
-        ]
+        let msr = self.name.map_or_else(|| format!("{:#x}", self.msr.0), str::to_owned);
+        vec![msr, self.old.to_string(), self.new.to_string()]
     }
 }

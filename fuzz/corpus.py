@@ -144,15 +144,17 @@ def elf(segments, wide=True, machine=62, extended=False):
     return out + b"".join(segment[2] for segment in segments)
 
 
-def kdump(pages, wide=True, notes=b"", max_page=16):
-    """Pages are {number: (flags, packed)}."""
+def kdump(pages, wide=True, notes=b"", max_page=16, part=None):
+    """Pages are {number: (flags, packed)}. A part of a split dump has those from one number to before another; its bitmap tells of all."""
     word = u64 if wide else u32
     names = b"".join(name.ljust(65, b"\0") for name in [b"Linux", b"", b"6.1", b"", b"x86_64" if wide else b"i686", b""])
     head = (b"KDUMP   " + u32(6) + names).ljust(424 if wide else 412, b"\0") + u32(1, 4096, 1, 2, max_page, 0, 0, 0, 0, 1)
     at = 4096 + 200
-    sub = word(0) + u32(0, 0) + word(0, 0) + u64(0) + word(0) + u64(at) + word(len(notes)) + u64(0) + word(0) + u64(0, 0, max_page)
+    start, end = part or (0, 0)
+    sub = word(0) + u32(0, part is not None) + word(start, end) + u64(0) + word(0) + u64(at) + word(len(notes)) + u64(0) + word(0) + u64(start, end, max_page)
     out = pad(head, 4096) + pad(sub.ljust(200, b"\0") + notes, 4096) + pad(b"\xff\xff", 4096)
     out += pad(sum(1 << page for page in pages).to_bytes(2, "little"), 4096)
+    pages = pages if part is None else {page: pages[page] for page in pages if start <= page < end}
     at = len(out) + 24 * len(pages)
     table = b""
     for page in sorted(pages):
@@ -205,6 +207,18 @@ def images():
     }
     for name, dump in dumps.items():
         put("kdump", name, dump)
+
+    def split(name, first, second):
+        put("kdump_split", name, u32(len(first)) + first + second)
+
+    low, high = kdump(pages, part=(0, 3)), kdump(pages, part=(3, 16))
+    split("two", low, high)
+    split("other-order", high, low)
+    split("alone", dumps["all-packings"], b"")
+    split("bad-same", low, low)
+    split("bad-gap", kdump(pages, part=(0, 2)), high)
+    split("bad-lap", kdump(pages, part=(0, 4)), high)
+    split("bad-range", low, kdump(pages, part=(3, 2**40)))
     dump = dumps["all-packings"]
     put("flattened", "kdump", flat([(0, bytes(464)), (4096, dump[4096:])] + [(0, dump[:464])]))
     put("flattened", "elf", flat([(0, cores["zero-tail"][:100]), (50, bytes(100)), (50, cores["zero-tail"][50:])]))
@@ -762,8 +776,202 @@ def monitor():
     put("human_registers", "bad-numbering", registers + registers)
 
 
+# What Xen tells of a domain (xen/include/public of Xen 4.17).
+
+
+def xen_registers():
+    def save_record(code, instance, content):
+        return u16(code, instance) + u32(len(content)) + content
+
+    segments = [(0x10, 0xFFFFFFFF, 0, 0xA9B)] + [(0x18, 0xFFFFFFFF, at << 40, 0xC93) for at in range(5)] + [(0x40, 0x67, 0x4000, 0x8B), (0, 0, 0, 0)]
+    cpu = bytes(512) + u64(*range(0x100, 0x110)) + u64(0xFFFFFFFF81000000, 0x246, 0x80050033, 0x7F00DEAD0000, 0x2A000, 0x3506F0)
+    cpu += u64(0, 0, 0, 0, 0xFFFF0FF0, 0x400) + u32(*[row[0] for row in segments]) + u32(*[row[1] for row in segments], 0xFFF, 0x7F)
+    cpu += u64(*[row[2] for row in segments], 0xFFFFFE0000000000, 0xFFFFFE0000001000) + u32(*[row[3] for row in segments])
+    cpu += u64(0x10, 0, 0xFFFFFFFF81800000, 0, 0, 0xFFFFFFFF81800010, 0x23001000000000, 0xFFFFFFFF81800020, 0x47700, 0xD01, 0)
+    # The time stamp counter, the event that waits, and flags: the FPU is in use.
+    cpu += u64(0) + u32(0, 0) + u32(1, 0)
+    header = save_record(1, 0, u32(0x54381286, 2) + u64(0x411) + u32(0x306C3, 0))
+    xsave, mtrr = save_record(16, 0, u64(7, 7, 7) + bytes(576)), save_record(14, 0, u64(0x7040600070406, 0xC00) + bytes(100))
+    apic = save_record(6, 0, bytes(0x80) + u32(0x20) + bytes(0x37C))
+    end = save_record(0, 0, b"")
+    whole = header + save_record(2, 0, cpu) + save_record(2, 1, cpu) + apic + mtrr + xsave + end
+    put("xen_registers", "hvm", bytes([0]) + whole)
+    put("xen_registers", "hvm-second", bytes([2]) + whole)
+    put("xen_registers", "hvm-twice", bytes([0]) + header + save_record(2, 0, cpu) + save_record(2, 0, cpu[::-1]) + end)
+    put("xen_registers", "bad-offline", bytes([4]) + whole)
+    put("xen_registers", "bad-end", bytes([0]) + whole[: -len(end)])
+    put("xen_registers", "bad-short", bytes([0]) + header + save_record(2, 0, cpu[:1000]) + end)
+    put("xen_registers", "bad-length", bytes([0]) + header + u16(2, 0) + u32(-1) + cpu)
+    for name, flags, cs in [("pv-kernel", 0x104, 0xE030), ("pv-user", 0x100, 0xE033)]:
+        context = bytes(512) + u64(flags) + u64(*range(0x200, 0x20F)) + u64(0, 0xFFFFFFFF81000000, cs | 0xFF << 32, 0x246, 0xFFFFC90000000000)
+        context += u64(0xE02B, 0, 0, 0, 0) + bytes(4096) + bytes(16 + 136) + u64(0xE02B, 0xFFFFC90000000000)
+        context += u64(0x80050033, 0x2B000, 0, 0x2A000, 0x660, 0, 0, 0) + u64(0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400) + bytes(24) + u64(0)
+        context += u64(0x7F0000000000, 0xFFFF888000000000, 0)
+        put("xen_registers", name, bytes([1]) + context)
+    put("xen_registers", "bad-context", bytes([1]) + context[:-1])
+
+
+def xen_event(version, reason, data=b"", flags=1):
+    registers = u64(*range(0x100, 0x118)) + u64(0x10, 0, 0, 0xD01, 0, 0) + u64(0xFFFFFE0000001000)
+    registers += (u64(0x3000, 0) if version == 7 else b"") + u32(0, 0, 0, 0) + u64(0, 0xFFFF888000000000)
+    registers += u32(*[0xA9BFFFFF] * 6) + u64(0) + u16(0x7F, 0x10, 0x18, 0x18, 0x18, 0, 0, 0)
+    return u32(version, flags, reason, 1) + u16(2, 0, 0, 0) + data.ljust(32, b"\0") + registers
+
+
+def xen_events():
+    reasons = {
+        "unknown": (0, b""), "memory": (1, u64(0x1234, 0xFF8, 0x7F0000001FF8) + u32(0x2B, 0)), "sharing": (2, u64(5) + u32(1, 0)),
+        "paging": (3, u64(5) + u32(1, 3)), "register": (4, u32(1, 0) + u64(0x2A000, 0x2B000)), "msr": (5, u64(0xC0000082, 1, 2)),
+        "breakpoint": (6, u64(0x1000, 0) + u32(1) + bytes([6, 0, 0, 0])), "step": (7, u64(0x1000)), "request": (8, b""),
+        "debug": (9, u64(0x1000, 0x4000) + u32(2) + bytes([3, 0, 0, 0])), "cpuid": (10, u32(2, 0x40000000, 0, 0)), "privileged": (11, b""),
+        "interrupt": (12, u32(14, 3, 2, 0) + u64(0x7F0000000000)), "descriptor": (13, u32(7, 0) + u64(1) + bytes([2, 1])),
+        "emulation": (14, b""), "exit": (15, u64(48, 1)), "other": (200, b"x" * 32),
+    }
+    for name, (reason, data) in reasons.items():
+        put("xen_events", name, xen_event(7, reason, data, flags=0x81 if name == "memory" else 1))
+    put("xen_events", "breakpoint-5", xen_event(5, 6, u64(0x1000) + u32(1) + bytes([6])))
+    put("xen_events", "debug-6", xen_event(6, 9, u64(0x1000, 0x4000) + u32(2) + bytes([3])))
+    put("xen_events", "flags", xen_event(7, 8, flags=0xFFFFFFFF))
+    put("xen_events", "bad-version", xen_event(7, 8).replace(u32(7), u32(8), 1))
+    put("xen_events", "bad-short", xen_event(7, 8)[:-4])
+
+
+def xen_ring():
+    def write(place, word):
+        return b"\3" + u16(place) + u32(word)
+
+    def entry(index, version=7, words=100, word=8):
+        event = xen_event(version, word)
+        return b"".join(write(16 + index % 8 * words + at, struct.unpack_from("<I", event, 4 * at)[0]) for at in range(14))
+
+    take, answer = b"\1", b"\2"
+    put("xen_ring", "one", b"\0" + entry(0) + write(0, 1) + take + answer + take)
+    put("xen_ring", "full", b"\0" + b"".join(map(entry, range(8))) + write(0, 8) + take * 9 + answer * 9)
+    put("xen_ring", "around", b"\0" + entry(0) + b"".join(write(0, at + 1) + take + answer for at in range(20)))
+    put("xen_ring", "old", b"\1" + entry(0, 6, 96) + entry(1, 6, 96) + write(0, 2) + take + write(0, 2) + take + answer + answer)
+    put("xen_ring", "ahead", b"\0" + entry(0) + write(0, 1) + take + write(0, 9) + take + answer + take + write(0, 10) + take + answer)
+    put("xen_ring", "back", b"\2" + entry(0, 5, 96) + write(0, 3) + take * 3 + write(0, 1) + take + answer * 2 + take)
+    put("xen_ring", "other-indices", b"\0" + entry(0) + write(0, 1) + write(1, -1) + write(2, 77) + write(3, -1) + take + answer + take)
+    put("xen_ring", "bad-alone", b"\0" + answer + write(0, -1) + take + answer + write(0, 9) + take)
+    put("xen_ring", "bad-entry", b"\0" + write(16, 99) + write(0, 1) + take + write(0, 0x80000000) + take)
+
+
+def xen_p2m():
+    def shared(pages, lists, root, address):
+        return (bytes(0xC10) + u64(pages, lists, 0, root, address, 6)).ljust(4096, b"\0")
+
+    def page(*words, at=0):
+        return (bytes(8 * at) + u64(*words)).ljust(4096, b"\0")
+
+    frames = page(*[3 + at if at % 7 else -1 for at in range(500)])
+    holes = page(*[at | (1 << 63) * (at % 3) for at in range(512)])
+    put("xen_p2m", "lists", shared(900, 1, 0, 0) + page() + page(2) + page(3, 4) + frames + holes)
+    address = 0xFFFFC90000000000
+    index = lambda shift: address >> shift & 511
+    # Frame 0 is nothing; 1 is the top table, 2 to 4 those below, 5 and 6 the list.
+    tables = page() + page(0x2067, at=index(39)) + page(0x3067, at=index(30)) + page(1 << 63 | 0x4067, at=index(21)) + page(0x5067, 0x6067, at=index(12))
+    put("xen_p2m", "tables", shared(900, -1, 0x1000, address) + tables + frames + holes)
+    put("xen_p2m", "tables-end", shared(2000, -1, 0x1000, address) + tables + frames)
+    put("xen_p2m", "bad-self", shared(100000, 1, 0, 0) + page() + page(*[1] * 512))
+    put("xen_p2m", "bad-tables-self", shared(1 << 20, 0, 0x1000, 0) + page() + page(*[0x1067] * 512))
+    put("xen_p2m", "bad-long", shared(1 << 40, 1, 0, 0) + page(1))
+    put("xen_p2m", "bad-none", shared(100, -1, 0, 0))
+
+
+def xen_texts():
+    put("xen_texts", "name", b"web1")
+    put("xen_texts", "long", "gr\u00fc\u00dfe".encode() * 200)
+    put("xen_texts", "control", b"a\x1b[2Jb\xff\0")
+    put("xen_texts", "uuid", b"b8a3c7f0-1234-5678-9abc-def012345678")
+    put("xen_texts", "lock", b"ring\n1234567 55\nfffffffff000 cc\nend\n")
+    put("xen_texts", "lock-cut", b"ring\n1234567 55\n")
+    put("xen_texts", "bad-empty", b"")
+
+
+def gdb_session():
+    def packet(text):
+        return b"+$" + text + b"#%02x" % (sum(text) & 0xFF)
+
+    registers = b"".join(b'<reg name="%s" bitsize="64"/>' % name for name in [b"rax", b"rip", b"eflags", b"cr0", b"cr3"])
+    target = b'l<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target>%s</target>' % registers
+    stop, values = b"T05thread:p1.1;", b"0011223344556677" * 5
+    start = [b"PacketSize=1000;qXfer:features:read+;multiprocess+", b"vCont;c;C;s;S", b"mp1.2,p1.1", b"l", stop, b"0", target]
+    bare = [b"PacketSize=1000", b"vCont;c;C;s;S", b"m1", b"l", b"S05", b"", b"00" * 536]
+    def session(*answers):
+        return b"".join(map(packet, answers))
+    ok = [b"OK"] * 4
+    put("gdb_session", "reads", session(*start, b"OK", values, *ok, values, b"OK", b"aa" * 100, *[b"bb" * 2000] * 5, *ok, b"cc" * 8, *ok))
+    put("gdb_session", "runs", session(*start, b"OK", values, *ok, b"E14", *ok, b"E14", *ok, stop, b"T05swbreak:;thread:p1.2;", stop, *ok, b"O6162", *ok))
+    put("gdb_session", "no-description", session(*bare, b"OK", b"00" * 536, *ok, b"E01", *ok))
+    put("gdb_session", "no-acks", session(b"QStartNoAckMode+;PacketSize=400", b"OK") + session(*bare[1:]).replace(b"+", b""))
+    put("gdb_session", "exits", session(*start, b"OK", values, *ok, b"W00", b"X09;process:1", *ok))
+    put("gdb_session", "bad-start", session(b"", b"vCont;c"))
+    put("gdb_session", "bad-threads", session(*start[:2], *[b"m1,2,3"] * 100))
+    put("gdb_session", "bad-checksum", session(*start)[:-1] + b"x")
+    put("gdb_session", "bad-document", session(*start[:6], *[b"m<reg"] * 50))
+
+
+# A QMP server, and how QEMU is started.
+
+
+def qmp():
+    lines = lambda *objects: b"".join(json.dumps(line).encode() + b"\r\n" for line in objects)
+    greeting = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}
+    event = {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}
+    answer = lambda number, value: {"return": value, "id": number}
+    tree = "FlatView #0\n AS \"memory\", root: system\n Root memory region: system\n  0000000000000000-000000000009ffff (prio 0, ram): pc.ram\n\n"
+    state = {"running": True, "singlestep": False, "status": "running"}
+    start = (greeting, answer(0, {}), event, answer(1, state), answer(2, tree))
+    host = "Host virtual address for 0x0 (pc.ram) is 0x7f09f7e00000\r\n"
+    put("qmp", "layout", lines(*start, answer(3, [{"id": "pc.ram"}]), answer(4, host), answer(5, "7.2.0"), answer(6, {})))
+    put("qmp", "no-backends", lines(*start, {"error": {"class": "CommandNotFound", "desc": "no"}, "id": 3}, answer(4, "No memory is mapped"), answer(5, "x")))
+    put("qmp", "closed", lines(greeting, answer(0, None)))
+    put("qmp", "other-answers", lines(greeting, answer(0, {}), answer(7, {}), {"return": {}}, answer(1, []), answer(2, 5), event, answer(4, "x")))
+    put("qmp", "not-json", lines(greeting, answer(0, {})) + b"{]\n\xff\xfe\n\n")
+    put("qmp", "bad-greeting", b"QEMU 7.2.0 monitor - type 'help' for more information\r\n(qemu) ")
+    put("qmp", "bad-error", lines(greeting, {"error": {"class": "GenericError"}}))
+
+
+def command_lines():
+    line = lambda *words: b"\0".join(word.encode() for word in words) + b"\0"
+    put("qemu_command_line", "people", line(
+        "qemu-system-x86_64", "-name", "guest=web1,debug-threads=on", "-m", "2G", "-qmp", "unix:/run/a,,b,server=on,wait=off", "--gdb", "unix:g", "-s"))
+    put("qemu_command_line", "libvirt", line(
+        "/usr/bin/kvm", "-object", '{"qom-type":"memory-backend-memfd","id":"pc.ram","share":true,"size":1}', "-m", "size=1k",
+        "-chardev", "socket,id=m,fd=21,path=/run/q", "-mon", "chardev=m,id=monitor,mode=control"))
+    put("qemu_command_line", "bad-end", line("kvm", "-chardev", "socket,id=,path", "-mon", "mode=control", "-gdb", "none", "-name")[:-1])
+
+
+# Cabinets ([MS-CAB]): stored, MSZIP, and LZX with a stored block ([MS-PATCH] 2).
+
+
+def cabinets():
+    def cabinet(method, blocks, size, files=((b"ntkrnlmp.pdb", 0),)):
+        entries = b"".join(u32(size, at) + u16(0, 0x4A21, 0x6000, 0x20) + name + b"\0" for name, at in files)
+        data = b"".join(u32(0) + u16(len(packed), plain) + packed for packed, plain in blocks)
+        first_file, first_data = 36 + 8, 36 + 8 + len(entries)
+        head = b"MSCF" + u32(0, first_data + len(data), 0, first_file, 0) + bytes([3, 1]) + u16(1, len(files), 0, 1, 0)
+        return head + u32(first_data) + u16(len(blocks), method) + entries + data
+
+    def zipped(data, history=b""):
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=history) if history else zlib.compressobj(9, zlib.DEFLATED, -15)
+        return b"CK" + packer.compress(data) + packer.flush()
+
+    text = b"Microsoft C/C++ MSF 7.00\r\n\x1aDS\0\0\0" * 1500
+    first, second = text[:32768], text[32768:]
+    put("windows_cabinet", "stored", cabinet(0, [(text[:3000], 3000)], 3000))
+    put("windows_cabinet", "mszip", cabinet(1, [(zipped(first), len(first)), (zipped(second, first), len(second))], len(text)))
+    bits = 3 << 28 - 4 | 600  # no translation of calls, a stored block of 600 bytes: 28 bits, then up to the next word
+    stored = u16(bits << 4 >> 16, bits << 4 & 0xFFFF) + u32(1, 1, 1) + text[:600]
+    put("windows_cabinet", "lzx", cabinet(3 | 21 << 8, [(stored, 600)], 600))
+    put("windows_cabinet", "bad-two", cabinet(1, [(zipped(b"ab"), 2)], 1, ((b"a", 0), (b"b", 1))))
+    put("windows_cabinet", "bad-offset", cabinet(1, [(zipped(b"ab"), 2)], 1, ((b"a", 7),)))
+    put("windows_cabinet", "bad-size", cabinet(1, [(zipped(b"ab"), 2)], 2**31 - 1))
+    put("windows_cabinet", "bad-block", cabinet(1, [(b"CK\7", 9)], 9))
+
+
 for make in (
     paging, descriptors, images, streams, windows_dumps, hibernation, vmware, xen_core, firecracker, cloud_hypervisor, kallsyms, type_files, programs,
-    scripts, vmcoreinfo, pmemaccess, gdb, monitor,
+    scripts, vmcoreinfo, pmemaccess, gdb, monitor, xen_registers, xen_events, xen_ring, xen_p2m, xen_texts, gdb_session, qmp, command_lines, cabinets,
 ):
     make()

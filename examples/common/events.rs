@@ -74,17 +74,19 @@ pub fn each(
     Ok(())
 }
 
-/// Prints events until the limits are reached.
-pub fn watch(
+/// Prints the events of which `detail` makes something, until the limits are reached.
+pub fn trace<D: Detail>(
     guest: &dyn Guest,
     events: &mut Events<'_, AnyDriver>,
     limits: &Limits,
     common: &Common,
+    detail: impl Fn(&Event<'_, '_, AnyDriver>) -> Option<D>,
 ) -> anyhow::Result<ExitCode> {
-    let mut table: Table = common.table(EventRow::COLUMNS);
+    let mut table: Table = common.table(Occurrence::<D>::columns());
     let began = Instant::now();
     each(events, limits, |event| {
-        let row = EventRow::new(guest, &event, began.elapsed(), limits.registers);
+        let Some(detail) = detail(&event) else { return Ok(false) };
+        let row = Occurrence::new(guest, &event, began.elapsed(), limits.registers, detail);
         drop(event); // the guest runs on before the row is printed
         table.row(Ok(row))?;
         table.show()?;
@@ -96,6 +98,16 @@ pub fn watch(
     table.finish()
 }
 
+/// Prints events of all kinds until the limits are reached.
+pub fn watch(
+    guest: &dyn Guest,
+    events: &mut Events<'_, AnyDriver>,
+    limits: &Limits,
+    common: &Common,
+) -> anyhow::Result<ExitCode> {
+    trace(guest, events, limits, common, |event| Some(Stop::of(event)))
+}
+
 /// Prints the steps of a vCPU: of the one that springs the trap `from` first, or, without, of the one whose instructions are all events.
 pub fn stepping(
     guest: &dyn Guest,
@@ -104,7 +116,7 @@ pub fn stepping(
     limits: &Limits,
     common: &Common,
 ) -> anyhow::Result<ExitCode> {
-    let mut table: Table = common.table(EventRow::COLUMNS);
+    let mut table: Table = common.table(Occurrence::<Stop>::columns());
     let began = Instant::now();
     let orders = from.is_some();
     let mut count = 0;
@@ -116,7 +128,7 @@ pub fn stepping(
             break;
         }
         let Some(event) = events.next(left.min(TURN))? else { continue };
-        let row = EventRow::new(guest, &event, began.elapsed(), limits.registers);
+        let row = Occurrence::new(guest, &event, began.elapsed(), limits.registers, Stop::of(&event));
         count += 1;
         event.reply(if orders && more(count) { Reply::step() } else { Reply::resume() })?;
         if let Some(first) = from.take() {
@@ -128,38 +140,22 @@ pub fn stepping(
     table.finish()
 }
 
-/// Whom an event comes from.
-pub struct Who {
-    pub instruction: Hex,
-    pub symbol: Option<String>,
-    pub pid: Option<u32>,
-    pub process: Option<String>,
+/// What one kind of event tells beside when and where it happened.
+pub trait Detail: Serialize {
+    /// Columns of a table, between those of the vCPU and of the instruction.
+    const COLUMNS: &[Column];
+
+    /// One cell for each.
+    fn cells(&self) -> Vec<String>;
 }
 
-impl Who {
-    /// While the vCPU stands still: who it runs is certain.
-    pub fn of(guest: &dyn Guest, event: &Event<'_, '_, AnyDriver>) -> Self {
-        let instruction = VirtAddr::new(event.registers().rip);
-        let process = guest.running_on(event.vcpu()).ok();
-        let symbol = guest.symbols().nearest(instruction).filter(|(_, offset)| *offset < 1 << 20);
-        let symbol = symbol
-            .map(|(symbol, offset)| if offset > 0 { format!("{}+{offset:#x}", symbol.name) } else { symbol.name.to_owned() });
-        Self {
-            instruction: Hex(instruction.get()),
-            symbol,
-            pid: process.as_ref().map(|process| process.pid),
-            process: process.map(|process| process.name),
-        }
-    }
-}
-
-/// An event.
+/// An event: when, on which vCPU, what, and at which instruction of whom.
 #[derive(Serialize)]
-pub struct EventRow {
+pub struct Occurrence<D> {
     microseconds: u64,
     vcpu: u32,
-    event: String,
-    address: Option<Hex>,
+    #[serde(flatten)]
+    detail: D,
     instruction: Hex,
     symbol: Option<String>,
     page_table: Option<Hex>,
@@ -168,12 +164,56 @@ pub struct EventRow {
     registers: Option<String>,
 }
 
-impl EventRow {
-    pub const COLUMNS: &[Column] =
-        &[("seconds", -9), ("vcpu", -4), ("event", 20), ("address", 18), ("instruction", 44), ("pid", -6), ("process", 0)];
+impl<D: Detail> Occurrence<D> {
+    fn columns() -> Vec<Column> {
+        [&[("seconds", -9), ("vcpu", -4)], D::COLUMNS, &[("instruction", 40), ("pid", -6), ("process", 0)]].concat()
+    }
 
-    fn new(guest: &dyn Guest, event: &Event<'_, '_, AnyDriver>, elapsed: Duration, all: bool) -> Self {
+    /// While the vCPU stands still: who it runs is certain.
+    fn new(guest: &dyn Guest, event: &Event<'_, '_, AnyDriver>, elapsed: Duration, all: bool, detail: D) -> Self {
         let registers: &Registers = event.registers();
+        let instruction = VirtAddr::new(registers.rip);
+        let process = guest.running_on(event.vcpu()).ok();
+        let symbol = guest.symbols().nearest(instruction).filter(|(_, offset)| *offset < 1 << 20);
+        let symbol = symbol
+            .map(|(symbol, offset)| if offset > 0 { format!("{}+{offset:#x}", symbol.name) } else { symbol.name.to_owned() });
+        Self {
+            microseconds: elapsed.as_micros() as u64,
+            vcpu: event.vcpu().0,
+            detail,
+            instruction: Hex(instruction.get()),
+            symbol,
+            page_table: registers.cr3.map(Hex),
+            pid: process.as_ref().map(|process| process.pid),
+            process: process.map(|process| process.name),
+            registers: all.then(|| registers.to_string()),
+        }
+    }
+}
+
+impl<D: Detail> Row for Occurrence<D> {
+    fn cells(&self) -> Vec<String> {
+        let mut cells = vec![format!("{:.6}", self.microseconds as f64 / 1e6), self.vcpu.to_string()];
+        cells.extend(self.detail.cells());
+        cells.push(self.symbol.clone().unwrap_or_else(|| self.instruction.to_string()));
+        cells.extend([cell(self.pid), cell(self.process.clone())]);
+        cells
+    }
+
+    fn below(&self) -> String {
+        self.registers.clone().unwrap_or_default()
+    }
+}
+
+/// Why a vCPU stands still.
+#[derive(Serialize)]
+struct Stop {
+    event: String,
+    address: Option<Hex>,
+}
+
+impl Stop {
+    fn of(event: &Event<'_, '_, AnyDriver>) -> Self {
         let (what, address) = match event.what() {
             What::Trapped { place, at } => (place.kind.to_string(), Some(at)),
             What::Stepped => ("step".to_owned(), None),
@@ -181,37 +221,14 @@ impl EventRow {
             What::Processor(incident) => (incident.name().to_owned(), None),
             _ => ("stop".to_owned(), None),
         };
-        let who = Who::of(guest, event);
-        Self {
-            microseconds: elapsed.as_micros() as u64,
-            vcpu: event.vcpu().0,
-            event: what,
-            address: address.map(|at| Hex(at.get())),
-            instruction: who.instruction,
-            symbol: who.symbol,
-            page_table: registers.cr3.map(Hex),
-            pid: who.pid,
-            process: who.process,
-            registers: all.then(|| registers.to_string()),
-        }
+        Self { event: what, address: address.map(|at| Hex(at.get())) }
     }
 }
 
-impl Row for EventRow {
-    fn cells(&self) -> Vec<String> {
-        let instruction = self.symbol.clone().unwrap_or_else(|| self.instruction.to_string());
-        vec![
-            format!("{:.6}", self.microseconds as f64 / 1e6),
-            self.vcpu.to_string(),
-            self.event.clone(),
-            cell(self.address.map(|at| at.to_string())),
-            instruction,
-            cell(self.pid),
-            cell(self.process.clone()),
-        ]
-    }
+impl Detail for Stop {
+    const COLUMNS: &[Column] = &[("event", 20), ("address", 18)];
 
-    fn below(&self) -> String {
-        self.registers.clone().unwrap_or_default()
+    fn cells(&self) -> Vec<String> {
+        vec![self.event.clone(), cell(self.address.map(|at| at.to_string()))]
     }
 }

@@ -124,7 +124,7 @@ impl Common {
     }
 
     /// Where rows go: an aligned table, or JSON if that is asked for.
-    pub fn table(&self, columns: &'static [Column]) -> Table {
+    pub fn table(&self, columns: impl Into<Vec<Column>>) -> Table {
         Table::new(columns, self.json)
     }
 

@@ -26,16 +26,16 @@ pub trait Row: Serialize {
 /// Rows on standard output.
 pub struct Table {
     out: BufWriter<Box<dyn Write>>,
-    columns: &'static [Column],
+    columns: Vec<Column>,
     json: bool,
     rows: u64,
     failures: u64,
 }
 
 impl Table {
-    pub fn new(columns: &'static [Column], json: bool) -> Self {
+    pub fn new(columns: impl Into<Vec<Column>>, json: bool) -> Self {
         let out: Box<dyn Write> = if json { Box::new(io::stdout().lock()) } else { Box::new(anstream::stdout().lock()) };
-        Self { out: BufWriter::new(out), columns, json, rows: 0, failures: 0 }
+        Self { out: BufWriter::new(out), columns: columns.into(), json, rows: 0, failures: 0 }
     }
 
     /// Sends the rows to standard error: for tools whose standard output is something else.
@@ -121,7 +121,7 @@ impl Table {
     fn align(&self, cells: impl IntoIterator<Item = String>) -> String {
         let mut line = String::new();
         let mut gap = 0;
-        for (cell, &(_, width)) in cells.into_iter().zip(self.columns) {
+        for (cell, &(_, width)) in cells.into_iter().zip(&self.columns) {
             let cell = printable(&cell);
             let fill = width.unsigned_abs().saturating_sub(cell.chars().count());
             let (before, behind) = if width < 0 { (fill, 0) } else { (0, fill) };

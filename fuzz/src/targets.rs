@@ -7,9 +7,11 @@ mod linux;
 mod monitor;
 mod paging;
 mod pmemaccess;
+mod qmp;
 mod snapshots;
 mod symbols;
 mod windows;
+mod xen;
 
 use crate::Target;
 
@@ -38,6 +40,7 @@ pub const TARGETS: &[Target] = &[
         run: images::open,
     },
     Target { name: "kdump", about: "kdump's compressed format", run: images::open },
+    Target { name: "kdump_split", about: "kdump's compressed format in two parts", run: snapshots::kdump_split },
     Target { name: "flattened", about: "makedumpfile's flattened form", run: images::open },
     Target { name: "qemu_stream", about: "QEMU's migration streams", run: images::open },
     Target { name: "mapped_ram", about: "QEMU's migration streams with memory at fixed places", run: images::open },
@@ -57,6 +60,7 @@ pub const TARGETS: &[Target] = &[
         about: "program databases, symbol files and cache files of Windows",
         run: windows::symbols,
     },
+    Target { name: "windows_cabinet", about: "cabinets, as symbol stores pack files", run: windows::cabinet },
     Target { name: "windows_texts", about: "symbol paths and command lines", run: windows::texts },
     Target { name: "windows_kdbg", about: "the debugger's data block, in clear and encoded", run: windows::debugger_data },
     Target { name: "windows_hive", about: "registry hives", run: windows::hive },
@@ -67,6 +71,14 @@ pub const TARGETS: &[Target] = &[
     Target { name: "memory_tree", about: "the texts of `info mtree -f` and `gpa2hva`", run: monitor::memory_tree },
     Target { name: "human_registers", about: "the text of `info registers -a`", run: monitor::registers },
     Target { name: "gdb_description", about: "target descriptions of a gdb stub", run: gdb::description },
+    Target { name: "gdb_session", about: "a whole session with a hostile gdb stub", run: gdb::session },
+    Target { name: "qmp", about: "the answers of a hostile QMP server, and the memory that it tells of", run: qmp::qmp },
+    Target { name: "qemu_command_line", about: "the command lines of QEMU processes", run: qmp::command_line },
+    Target { name: "xen_registers", about: "save records and vCPU contexts of Xen, read and set", run: xen::registers },
+    Target { name: "xen_events", about: "requests of Xen's event ring, and their answers", run: xen::events },
+    Target { name: "xen_ring", about: "Xen's event ring, whose other side does what it likes", run: xen::ring },
+    Target { name: "xen_p2m", about: "the list of machine frames of a PV domain", run: xen::p2m },
+    Target { name: "xen_texts", about: "names in xenstore, UUIDs, and what a lock file says was left", run: xen::texts },
 ];
 
 /// Splits a fixed head off.

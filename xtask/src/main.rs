@@ -26,6 +26,7 @@ Tasks:
   python             the Python module's wheel in a fresh environment: pytest and mypy
   xen [check...]     the Xen driver's checks in dom0 of a real Xen, which QEMU boots; those whose names contain one of these words
   xen --bochs [...]  the same in Bochs, whose processor has what traps on memory, single steps, breakpoints and views need
+  xen --bench        what the Xen driver's reads and events cost, beside a bare foreign mapping and a bare loop over the event ring
   xen --cores        have xl write cores of two domains, which the tests of image files then read; five minutes
   capi [arguments]   the C library installed: examples and tests by gcc and clang, under AddressSanitizer and valgrind (arguments as of
                      crates/vmi-capi/tests/run.py, such as --bench)
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         ["peers", guest @ ..] if guest.len() < 2 => tasks::peers(guest),
         ["python"] => tasks::python(),
         ["xen", "--cores"] => xen::cores(),
+        ["xen", "--bench"] => xen::bench(),
         ["xen", "--bochs", names @ ..] | ["xen", names @ ..] if names.iter().all(|name| !name.starts_with('-')) => {
             xen::task(arguments.get(1..).unwrap_or_default())
         }

@@ -123,6 +123,21 @@ pub(crate) fn task(arguments: &[&str]) -> Outcome {
     Ok(steps.summary())
 }
 
+/// What reads and events cost beside what is written by hand: in dom0 of the emulated machine, and reads on this processor, where another domain's memory is a file's.
+pub(crate) fn bench() -> Outcome {
+    prerequisites::lab()?;
+    prerequisites::rust()?;
+    prerequisites::xen()?;
+    let mut steps = Steps::new();
+    if build(&mut steps) {
+        let mut run = command("bash", &["tests/lab/xen/run-in-dom0.sh"]);
+        run.arg(target().join("release/xen-checks")).arg("--bench").env("XEN_LAB_DOMUS", "pvh pv");
+        steps.run("xen bench", &mut run);
+    }
+    steps.run("window bench", &mut cargo(&["bench", "--package", "vmi-core", "--bench", "window"]));
+    Ok(steps.summary())
+}
+
 /// Have Xen's tools write the cores that the tests of image files read.
 pub(crate) fn cores() -> Outcome {
     prerequisites::lab()?;

@@ -7,6 +7,7 @@ mod event;
 mod paging;
 mod registers;
 mod segment;
+pub mod xen;
 
 pub use descriptor::{Descriptor, Gate, GateKind};
 pub use event::{ControlRegister, DescriptorTable, Incident, Injection, Watch};

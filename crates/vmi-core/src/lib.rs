@@ -50,6 +50,8 @@ pub use event::{
     Injector, MemoryAccess, MemoryWatch, Occurrence, Place, Reply, Trap, TrapId, TrapKind, ViewId, Views, What,
 };
 pub use guest::{Guest, LogRecord, MemoryArea, Module, Process, Rows, State, Thread};
+#[cfg(target_os = "linux")]
+pub use mapping::Window;
 pub use mapping::{GuestMapping, LivePiece, MappedFile, Piece, PieceError, RawPiece, SharedRam, Store};
 pub use memory::Memory;
 pub use memory_map::{MemoryMap, Region};

@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::page_cache::{PageCache, PageCacheCounters};
 use crate::{
-    AddressSpace, Architecture, Control, Driver, EventSource, Events, GuestMapping, Liveness, MachineInfo, Memory, PAGE_SIZE,
-    PhysAddr, ReadOp, Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
+    Address, AddressSpace, Architecture, Control, Driver, EventSource, Events, GuestMapping, Liveness, MachineInfo, Memory,
+    PAGE_SIZE, PhysAddr, ReadOp, Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 /// Pages that a [`Vmi`] over a back end without mapped memory keeps at most, in bytes.
@@ -36,6 +36,8 @@ pub struct Vmi<D: Driver> {
     ram: GuestMapping,
     frozen: bool,
     mapped: bool,
+    /// Whether mapped memory comes and goes, so that the driver brings what is not there.
+    windowed: bool,
     /// Whether the page cache is used at all.
     cached: bool,
     /// Whether page tables name other frames than guest-physical ones.
@@ -58,6 +60,7 @@ impl<D: Driver> Vmi<D> {
         let mapping = driver.mapping().cloned();
         Self {
             mapped: mapping.is_some(),
+            windowed: mapping.as_ref().is_some_and(GuestMapping::is_window),
             ram: mapping.unwrap_or_else(GuestMapping::empty),
             cached: !driver.reads_are_copies(),
             foreign_frames: driver.page_tables_name_others(),
@@ -118,6 +121,13 @@ impl<D: Driver> Vmi<D> {
 
     /// Reads from mapped RAM or from the back end, past the page cache.
     pub(crate) fn read_uncached(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
+        if self.windowed {
+            let done = self.ram.read_shown(at, buf);
+            let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) else { return Ok(()) };
+            let len = rest.len();
+            let here = at.checked_add(done as u64).ok_or_else(|| at.out_of_range(len).after(done))?;
+            return self.driver.read(here, rest).map_err(|error| error.after(done));
+        }
         if self.mapped {
             // What no region covers may still be readable through the driver: zero-filled parts, device memory.
             return self.ram.read_run(at, buf).or_else(|_| self.driver.read(at, buf));
@@ -259,7 +269,12 @@ impl<D: Driver> Memory for Vmi<D> {
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {
-        if self.mapped || (self.cached && self.epoch().is_some()) {
+        if self.windowed {
+            let shows = |op: &mut ReadOp<'_, PhysAddr>| self.ram.read_shown(op.at, op.buf) == op.buf.len();
+            if !ops.iter_mut().all(shows) {
+                self.driver.read_batch(ops);
+            }
+        } else if self.mapped || (self.cached && self.epoch().is_some()) {
             for op in ops {
                 op.result = self.read_into(op.at, op.buf);
             }

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vmi_core::{Error, Result};
+use vmi_guardian::Guardian;
 
 use crate::failure::Failures;
 use crate::gdb::{GdbClient, GdbError, Stop, StopReason};
 use crate::gdb_stub::GdbStub;
-use crate::guardian::{Guardian, LastWords, Line};
+use crate::guardian::{self, LastWords, Line};
 use crate::qmp::{Monitor, RunState};
 
 /// `cont`, after the byte that makes QEMU drop half a request (QEMU: docs/interop/qmp-spec.rst, "Abnormal conditions").
@@ -195,7 +196,7 @@ impl Execution {
         if !self.guarded {
             return None;
         }
-        let guardian = Guardian::new(connection, words);
+        let guardian = guardian::guard(connection, words);
         guardian
             .inspect_err(|error| tracing::warn!(%error, "no guardian: if this process is killed, the guest may stay stopped"))
             .ok()

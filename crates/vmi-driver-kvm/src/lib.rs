@@ -52,3 +52,5 @@ pub use driver::QemuDriver;
 pub use open::{OpenError, RoadAttempt, RoadError};
 pub use options::{Options, Road, UnknownRoad};
 pub use ram_layout::LayoutError;
+#[doc(hidden)]
+pub use ram_layout::exercise as exercise_layout;

@@ -2,6 +2,7 @@
 //!
 //! A command line is written by whoever started QEMU: it says where sockets are to be found, and is believed in nothing else.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -57,7 +58,7 @@ impl QemuProcess {
     pub fn find(pid: u32) -> Result<Self, ProcessError> {
         let root = Path::new("/proc").join(pid.to_string());
         let line = std::fs::read(root.join("cmdline"))?;
-        let arguments: Vec<OsString> = line.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
+        let arguments = words(&line);
         let program = arguments.first().map(PathBuf::from).unwrap_or_default();
         if !is_qemu(&program) {
             return Err(ProcessError::NotQemu(program.to_string_lossy().into_owned()));
@@ -118,6 +119,19 @@ impl QemuProcess {
     }
 }
 
+/// The words of a command line, each of which ends with a zero (proc(5)).
+fn words(line: &[u8]) -> Vec<OsString> {
+    line.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect()
+}
+
+/// Takes any bytes for a command line, for tests. Gives how much of it was understood.
+#[doc(hidden)]
+pub fn exercise(line: &[u8]) -> usize {
+    let found = CommandLine::parse(&words(line));
+    let others = [found.name.is_some(), found.memory.is_some(), found.gdb.is_some(), found.shared];
+    found.qmp.len().saturating_add(others.iter().filter(|found| **found).count())
+}
+
 /// A relative path of the process, seen from here. It starts where the process was started, which is not where it is: a QEMU that made itself
 /// a daemon is at the root.
 fn from_start(root: &Path, path: &Path) -> PathBuf {
@@ -145,7 +159,7 @@ impl CommandLine {
         let mut found = Self::default();
         // Character devices by id, and the ids that monitors of mode "control" use.
         let mut sockets: Vec<(String, PathBuf)> = Vec::new();
-        let mut monitors: Vec<String> = Vec::new();
+        let mut monitors: HashSet<String> = HashSet::new();
         let mut words = arguments.iter().skip(1).map(|word| word.to_string_lossy());
         while let Some(word) = words.next() {
             let Some(option) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else { continue };

@@ -84,6 +84,17 @@ impl RamLayout {
     }
 }
 
+/// Asks a monitor whose answers may be anything, for tests. Gives the number of pieces.
+///
+/// # Errors
+/// [`LayoutError`] says what is missing.
+#[doc(hidden)]
+pub fn exercise(monitor: &dyn Monitor) -> Result<usize, LayoutError> {
+    let layout = RamLayout::ask(monitor)?;
+    assert!(layout.pieces.is_sorted_by(|low, high| low.region.end() <= high.region.start()));
+    Ok(layout.pieces.len())
+}
+
 /// Whether a range shows the machine's RAM rather than a device's.
 fn is_main_memory(range: &FlatRange, backends: &[String]) -> bool {
     // A backend's region is named by its id, on some machine types by its path in the object tree.

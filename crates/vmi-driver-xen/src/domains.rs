@@ -96,7 +96,7 @@ fn name_path(id: u32) -> String {
 }
 
 /// A name out of xenstore. dom0 writes it, but a domain may have been allowed to.
-fn decode_name(bytes: &[u8]) -> Option<String> {
+pub(crate) fn decode_name(bytes: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(bytes);
     let name: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_NAME).collect();
     (!name.is_empty()).then_some(name)

@@ -3,6 +3,7 @@
 use core::fmt;
 use std::sync::Arc;
 
+use vmi_arch_x86::xen::{RegistersError, SaveRecords, VcpuContext};
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
     Control, Driver, ErrorKind, EventSource, GuestMapping, MachineInfo, PAGE_SIZE, PhysAddr, ReadOp, Result, VcpuId, Vcpus,
@@ -16,14 +17,13 @@ use crate::failure::Failures;
 use crate::foreign_memory::{GuestMemory, MappingCounters, XenMapper};
 use crate::frames::Paravirtual;
 use crate::libraries::control;
-use crate::registers::{self, RegistersError};
 use crate::{OpenError, Options, open};
 
 /// A domain of Xen: HVM, PVH or 64-bit PV. This program runs in dom0, as root.
 ///
 /// | capability | by | what it costs |
 /// |---|---|---|
-/// | memory | foreign mappings in a bounded cache ([`Options::mapped`]) or of all memory at once ([`Options::map_whole`]) | a load, and a call to Xen for each new chunk |
+/// | memory | foreign mappings that come and go, bounded ([`Options::mapped`], [`Options::lifetime`]), or of all memory at once ([`Options::map_whole`]) | a load, and a call to Xen for each new chunk |
 /// | registers | save records (HVM, PVH), vCPU contexts (PV) | Xen pauses the domain for the call |
 /// | setting registers | the same; what Xen does not take is an error | the same |
 /// | pause and resume | the toolstack's pause, which Xen counts | |
@@ -40,7 +40,6 @@ use crate::{OpenError, Options, open};
 pub struct XenDriver {
     machine: MachineInfo,
     memory: GuestMemory<XenMapper>,
-    whole: Option<GuestMapping>,
     paravirtual: Option<Arc<Paravirtual>>,
     execution: Execution,
     control: Arc<control::Control>,
@@ -52,7 +51,6 @@ pub struct XenDriver {
 pub(crate) struct Parts {
     pub(crate) machine: MachineInfo,
     pub(crate) memory: GuestMemory<XenMapper>,
-    pub(crate) whole: Option<GuestMapping>,
     pub(crate) paravirtual: Option<Arc<Paravirtual>>,
     pub(crate) execution: Execution,
     pub(crate) control: Arc<control::Control>,
@@ -69,8 +67,8 @@ impl XenDriver {
     /// # Errors
     /// [`OpenError`] says what was tried and why it failed.
     pub fn open(domain: &str, options: &Options) -> Result<Self, OpenError> {
-        let Parts { machine, memory, whole, paravirtual, execution, control, failures, domain } = open::open(domain, options)?;
-        Ok(Self { machine, memory, whole, paravirtual, execution, control, failures, domain })
+        let Parts { machine, memory, paravirtual, execution, control, failures, domain } = open::open(domain, options)?;
+        Ok(Self { machine, memory, paravirtual, execution, control, failures, domain })
     }
 
     /// Which domain it is, as it was when it was opened.
@@ -124,9 +122,9 @@ impl XenDriver {
     }
 
     fn pv_registers(&self, bytes: &[u8], vcpu: VcpuId) -> Result<Registers> {
-        let read = registers::from_pv_context(bytes);
-        let (mut registers, cr3) = read.map_err(|error| self.vcpu_error(READING, vcpu, error))?;
-        let page = self.page(cr3).and_then(|page| page.checked_mul(PAGE_SIZE));
+        let context = VcpuContext::of(bytes).map_err(|error| self.vcpu_error(READING, vcpu, error))?;
+        let (mut registers, cr3) = context.paravirtual();
+        let page = self.page(cr3.get()).and_then(|page| page.checked_mul(PAGE_SIZE));
         registers.cr3 = page;
         Ok(registers)
     }
@@ -151,7 +149,7 @@ impl Driver for XenDriver {
     }
 
     fn mapping(&self) -> Option<&GuestMapping> {
-        self.whole.as_ref()
+        Some(self.memory.mapping())
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -215,7 +213,7 @@ impl Vcpus for XenDriver {
         match self.domain.info.kind {
             DomainKind::Hardware => {
                 let records = self.control.hvm_context(id).map_err(|error| self.failures.call(READING, error))?;
-                registers::from_hvm_context(&records, number).map_err(|error| self.vcpu_error(READING, vcpu, error))
+                SaveRecords::new(&records).registers(number).map_err(|error| self.vcpu_error(READING, vcpu, error))
             }
             DomainKind::Paravirtual => {
                 let context = self.control.vcpu_context(id, vcpu.0);
@@ -234,7 +232,7 @@ impl WriteVcpus for XenDriver {
         match self.domain.info.kind {
             DomainKind::Hardware => {
                 let records = self.control.hvm_context(id).map_err(failed)?;
-                match registers::change_hvm(&records, number, registers).map_err(wrong)? {
+                match SaveRecords::new(&records).change(number, registers).map_err(wrong)? {
                     Some(mut changed) => self.control.set_hvm_context(id, &mut changed).map_err(failed),
                     None => Ok(()),
                 }
@@ -242,7 +240,8 @@ impl WriteVcpus for XenDriver {
             DomainKind::Paravirtual => {
                 let mut context = self.control.vcpu_context(id, vcpu.0).map_err(failed)?;
                 let now = self.pv_registers(&context.0, vcpu)?;
-                if registers::change_pv(&mut context.0, &now, registers).map_err(wrong)? {
+                let changed = VcpuContext::of_mut(&mut context.0).and_then(|context| context.change(&now, registers));
+                if changed.map_err(wrong)? {
                     self.control.set_vcpu_context(id, vcpu.0, &mut context).map_err(failed)?;
                 }
                 Ok(())
@@ -259,11 +258,11 @@ impl WriteMemory for XenDriver {
 
 impl Control for XenDriver {
     fn pause(&self) -> Result<()> {
-        self.execution.pause(|| self.memory.clock().stop())
+        self.execution.pause(|| self.memory.stands())
     }
 
     fn resume(&self) -> Result<()> {
-        self.execution.resume(|| self.memory.clock().go_on())
+        self.execution.resume(|| self.memory.goes_on())
     }
 }
 

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmi_core::{Error, Result};
+use vmi_guardian::Guardian;
 use xenctrl::XenControl;
 
 use crate::failure::Failures;
-use crate::guardian::{Guardian, PrivilegedCalls};
+use crate::guardian::{self, PrivilegedCalls};
 use crate::libraries::control::Control;
 
 /// The crate's handle, which is not said to be `Send`.
@@ -71,7 +72,7 @@ impl Execution {
         let mut state = self.lock();
         if state.pauses == 0 {
             if self.guarded && state.guardian.is_none() {
-                let guardian = PrivilegedCalls::open(self.domain).and_then(|calls| Guardian::new(&calls, self.domain));
+                let guardian = PrivilegedCalls::open(self.domain).and_then(|calls| guardian::of_pause(&calls, self.domain));
                 state.guardian = guardian
                     .inspect_err(
                         |error| tracing::warn!(%error, "no guardian: if this process is killed, the domain may stay paused"),

@@ -1,31 +1,32 @@
-//! Guest memory through foreign mappings: a bounded cache of mapped chunks.
+//! Guest memory through foreign mappings, in chunks: runs of guest-physical pages that are mapped at once.
 //!
-//! A chunk is a run of guest-physical pages that is mapped at once. Mappings live for [`Limits::lifetime`] at most: a domain that gives pages back or gets new ones while
-//! it is looked at (ballooning) would otherwise be seen as it was, as a mapping stays on the frames that it was made of. While the domain is paused by us nothing ages.
+//! Reads go through a [`Window`](vmi_core::Window) that the core of the workspace knows: what is mapped is read without asking this driver, and [`Shown`] decides what is mapped. Writes are
+//! rare, and have mappings of their own in a bounded cache.
 //!
-//! In front of the cache are a few slots under a lock each, so that what is read again and again costs neither a lookup nor a reference count.
+//! Mappings live for [`Limits::lifetime`]: a domain that gives pages back or gets new ones while it is looked at (ballooning) would otherwise be seen as it was, as a mapping stays on
+//! the frames that it was made of. While the domain is paused by us nothing ages.
 #![allow(unsafe_code)]
 
+mod shown;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use vmi_core::{Address, GuestMapping, PAGE_SIZE, PhysAddr, RawPiece, ReadOp, Region, Result};
+use vmi_core::{Address, GuestMapping, MemoryMap, PAGE_SIZE, PhysAddr, RawPiece, ReadOp, Region, Result};
 
 use crate::failure::Failures;
 use crate::libraries::foreign_memory::{ForeignMemory, Mapped};
+pub(crate) use shown::Shown;
 
 /// Pages in a chunk.
 pub(crate) const CHUNK_PAGES: u64 = 64;
 const CHUNK: u64 = CHUNK_PAGES * PAGE_SIZE;
 
-/// Slots in front of the cache.
-const SLOTS: usize = 64;
-
-/// Chunks that are mapped in one call for a long read or a batch. They are unmapped together.
-const MAX_AT_ONCE: usize = 16;
-const AHEAD: u64 = MAX_AT_ONCE as u64 - 1;
+/// Chunks that are mapped in one call for a long read or a batch.
+const MAX_AT_ONCE: u64 = 16;
 
 /// What the cache may hold.
 #[derive(Clone, Copy, Debug)]
@@ -36,16 +37,30 @@ pub(crate) struct Limits {
     pub(crate) lifetime: Duration,
 }
 
+impl Limits {
+    /// For a domain that is mapped as a whole, for as long as it is open.
+    pub(crate) const NONE: Self = Self { mapped: u64::MAX, lifetime: Duration::MAX };
+}
+
 /// Which frames to map for guest-physical pages.
 pub(crate) trait Frames: Send + Sync {
     /// The frames of `count` pages from page number `first`; all ones for a page that is none.
     fn frames(&self, first: u64, count: usize, frames: &mut Vec<u64>) -> Result<()>;
 }
 
-/// Maps frames of a domain; a trait so that the cache is tested without Xen.
-pub(crate) trait Mapper: Send + Sync {
-    /// Maps `frames`, which are those of guest-physical pages from number `first`.
+/// Maps frames of a domain; a trait so that what is mapped, and when, is tested without Xen.
+pub(crate) trait Mapper: Send + Sync + 'static {
+    /// Maps `frames`, which are those of the guest-physical `pages`, somewhere.
     fn map(&self, pages: &[u64], frames: &[u64], writable: bool) -> Result<GuestMapping>;
+
+    /// Maps `frames` for reading at `place`. Says of each whether it is there; what is not must not be touched. After an error nothing is mapped, and the place may be nobody's.
+    ///
+    /// # Safety
+    /// The place is as long as all pages, belongs to the caller, and nobody uses it.
+    unsafe fn map_at(&self, place: NonNull<u8>, frames: &[u64]) -> Result<Vec<bool>>;
+
+    /// Whether the domain is still there; asked when memory is missing that should not be.
+    fn check(&self) -> Result<()>;
 }
 
 /// Through libxenforeignmemory.
@@ -54,6 +69,16 @@ pub(crate) struct XenMapper {
     pub(crate) memory: Arc<ForeignMemory>,
     pub(crate) domain: u32,
     pub(crate) failures: Failures,
+    pub(crate) check: DomainCheck,
+}
+
+/// Whether a domain is still there.
+pub(crate) struct DomainCheck(pub(crate) Box<dyn Fn() -> Result<()> + Send + Sync>);
+
+impl std::fmt::Debug for DomainCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DomainCheck")
+    }
 }
 
 impl Mapper for XenMapper {
@@ -81,6 +106,17 @@ impl Mapper for XenMapper {
         // them. They are writable if they were mapped so.
         unsafe { GuestMapping::raw(&pieces, keep_alive) }.map_err(|error| self.failures.other("mapping its memory", error))
     }
+
+    unsafe fn map_at(&self, place: NonNull<u8>, frames: &[u64]) -> Result<Vec<bool>> {
+        // SAFETY: as the caller says.
+        let mapped = unsafe { self.memory.map_at(self.domain, place, frames) };
+        let errors = mapped.map_err(|error| self.failures.call("mapping its memory", error))?;
+        Ok(errors.iter().map(|error| *error == 0).collect())
+    }
+
+    fn check(&self) -> Result<()> {
+        (self.check.0)()
+    }
 }
 
 /// Whether `host` is right behind a piece in this process.
@@ -88,18 +124,7 @@ fn follows(piece: &RawPiece, host: *mut u8) -> bool {
     piece.host.wrapping_add(usize::try_from(piece.region.len()).unwrap_or(usize::MAX)) == host
 }
 
-/// A mapped chunk.
-#[derive(Clone, Debug)]
-struct Chunk {
-    memory: GuestMapping,
-    /// When it was mapped, in milliseconds of the coarse clock; counted as the domain's time, which stands still in a pause.
-    born: u64,
-}
-
-#[derive(Debug, Default)]
-struct Slot(RwLock<Option<(u64, Chunk)>>);
-
-/// Counters of a cache.
+/// Counters of what was mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MappingCounters {
     /// Chunks that were mapped so far.
@@ -108,106 +133,106 @@ pub struct MappingCounters {
     pub calls: u64,
 }
 
-/// The memory of a domain.
-pub(crate) struct GuestMemory<M> {
-    mapper: M,
+/// What is common to mappings for reading and for writing.
+pub(crate) struct Source<M> {
+    pub(crate) mapper: M,
     frames: Box<dyn Frames>,
     failures: Failures,
-    lifetime: u64,
-    slots: Box<[Slot]>,
-    readable: moka::sync::Cache<u64, Chunk>,
-    writable: moka::sync::Cache<u64, Chunk>,
+    clock: Clock,
     mapped: AtomicU64,
     calls: AtomicU64,
-    clock: Clock,
+}
+
+impl<M> Source<M> {
+    /// The frames of `count` chunks from number `first`, for a call that maps them.
+    fn frames(&self, first: u64, count: u64) -> Result<Vec<u64>> {
+        let mut frames = Vec::new();
+        for number in first..first.saturating_add(count) {
+            self.frames.frames(number.saturating_mul(CHUNK_PAGES), CHUNK_PAGES as usize, &mut frames)?;
+        }
+        if frames.len() as u64 != count.saturating_mul(CHUNK_PAGES) {
+            return Err(self.failures.other("mapping its memory", "a list of frames of another length than that of its pages"));
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.mapped.fetch_add(count, Ordering::Relaxed);
+        Ok(frames)
+    }
+}
+
+/// A chunk that is mapped for writing.
+#[derive(Clone, Debug)]
+struct Chunk {
+    memory: GuestMapping,
+    /// When it was mapped, by [`Clock`].
+    born: u64,
+}
+
+/// The memory of a domain.
+pub(crate) struct GuestMemory<M: Mapper> {
+    source: Arc<Source<M>>,
+    shown: Shown<M>,
+    writable: moka::sync::Cache<u64, Chunk>,
+    lifetime: u64,
 }
 
 impl<M: Mapper> GuestMemory<M> {
-    pub(crate) fn new(mapper: M, frames: Box<dyn Frames>, failures: Failures, limits: Limits) -> Self {
+    /// `memory` is where the domain has memory.
+    pub(crate) fn new(
+        mapper: M,
+        frames: Box<dyn Frames>,
+        failures: Failures,
+        limits: Limits,
+        memory: &MemoryMap,
+    ) -> Result<Self> {
         let chunks = limits.mapped.checked_div(CHUNK).unwrap_or_default().max(1);
-        Self {
-            mapper,
-            frames,
-            failures,
-            lifetime: u64::try_from(limits.lifetime.as_millis()).unwrap_or(u64::MAX),
-            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
-            readable: moka::sync::Cache::new(chunks),
-            writable: moka::sync::Cache::new(chunks.div_ceil(16)),
-            mapped: AtomicU64::new(0),
-            calls: AtomicU64::new(0),
-            clock: Clock::default(),
-        }
+        let lifetime = u64::try_from(limits.lifetime.as_millis()).unwrap_or(u64::MAX);
+        let (mapped, calls) = (AtomicU64::new(0), AtomicU64::new(0));
+        let source = Arc::new(Source { mapper, frames, failures, clock: Clock::default(), mapped, calls });
+        let shown = Shown::new(Arc::clone(&source), memory, chunks, lifetime)?;
+        Ok(Self { source, shown, writable: moka::sync::Cache::new(chunks.div_ceil(16)), lifetime })
     }
 
     pub(crate) fn counters(&self) -> MappingCounters {
-        MappingCounters { mapped: self.mapped.load(Ordering::Relaxed), calls: self.calls.load(Ordering::Relaxed) }
+        let Source { mapped, calls, .. } = &*self.source;
+        MappingCounters { mapped: mapped.load(Ordering::Relaxed), calls: calls.load(Ordering::Relaxed) }
     }
 
-    /// The time of the domain: it stands still while it is paused.
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
+    /// What is read from without asking.
+    pub(crate) fn mapping(&self) -> &GuestMapping {
+        self.shown.mapping()
+    }
+
+    /// Maps all memory now, and for as long as this or a clone of its mapping lives.
+    pub(crate) fn map_whole(&mut self, memory: &MemoryMap) -> Result<()> {
+        self.shown.map_whole(memory)
+    }
+
+    /// The domain stands still: nothing ages.
+    pub(crate) fn stands(&self) {
+        self.source.clock.stop();
+    }
+
+    /// The domain is about to go on.
+    pub(crate) fn goes_on(&self) {
+        self.source.clock.go_on();
+        self.shown.age();
     }
 
     /// Unmaps everything.
     pub(crate) fn forget(&self) {
-        for slot in &self.slots {
-            *slot.0.write().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        for cache in [&self.readable, &self.writable] {
-            cache.invalidate_all();
-            cache.run_pending_tasks();
-        }
+        self.shown.forget();
+        self.writable.invalidate_all();
+        self.writable.run_pending_tasks();
     }
 
     /// Fills `buf`; see [`vmi_core::Driver::read`].
     pub(crate) fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
-        let now = self.clock.now();
-        let number = at.get() / CHUNK;
-        if (at.get() % CHUNK).saturating_add(buf.len() as u64) > CHUNK {
-            return self.read_long(at, buf, now);
-        }
-        // The slot's number is below their count.
-        if let Some(slot) = self.slots.get(number as usize % SLOTS)
-            && let Ok(slot) = slot.0.try_read()
-            && let Some((held, chunk)) = &*slot
-            && *held == number
-            && now.wrapping_sub(chunk.born) <= self.lifetime
-        {
-            return chunk.memory.read_into(at, buf);
-        }
-        self.chunk(number, now, false)?.memory.read_into(at, buf)
-    }
-
-    /// A read over several chunks. Those that are missing are mapped some at a time.
-    #[inline(never)]
-    fn read_long(&self, at: PhysAddr, buf: &mut [u8], now: u64) -> Result<()> {
-        let len = buf.len();
-        let mut done = 0usize;
-        let mut ready = 0u64;
-        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let here = at.checked_add(done as u64).ok_or_else(|| at.out_of_range(len).after(done))?;
-            let number = here.get() / CHUNK;
-            if number >= ready {
-                let last = here.get().saturating_add((rest.len() as u64).saturating_sub(1)) / CHUNK;
-                let ahead = last.saturating_sub(number).min(AHEAD);
-                let numbers: Vec<u64> = (number..=number.saturating_add(ahead)).collect();
-                self.prepare(&numbers, now).map_err(|error| error.after(done))?;
-                ready = number.saturating_add(ahead).saturating_add(1);
-            }
-            let left = CHUNK.wrapping_sub(here.get() % CHUNK);
-            let piece = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
-            let (part, _) = rest.split_at_mut(piece);
-            let chunk = self.chunk(number, now, false).map_err(|error| error.after(done))?;
-            chunk.memory.read_into(here, part).map_err(|error| error.after(done))?;
-            done = done.saturating_add(piece);
-        }
-        Ok(())
+        self.shown.read(at, buf)
     }
 
     /// Does many reads; chunks that are missing are mapped some at a time.
     pub(crate) fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {
-        let now = self.clock.now();
-        let mut missing: Vec<u64> = ops
+        let mut wanted: Vec<u64> = ops
             .iter()
             .filter(|op| !op.buf.is_empty() && op.buf.len() as u64 <= CHUNK)
             .flat_map(|op| {
@@ -215,12 +240,10 @@ impl<M: Mapper> GuestMemory<M> {
                 [op.at.get() / CHUNK, last / CHUNK]
             })
             .collect();
-        missing.sort_unstable();
-        missing.dedup();
-        for numbers in missing.chunks(MAX_AT_ONCE) {
-            // If this fails, the reads say why.
-            let _ = self.prepare(numbers, now);
-        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        // If this fails, the reads say why.
+        _ = self.shown.prepare(&wanted);
         for op in ops {
             op.result = self.read(op.at, op.buf);
         }
@@ -228,78 +251,39 @@ impl<M: Mapper> GuestMemory<M> {
 
     /// Writes `data`; see [`vmi_core::WriteMemory::write`].
     pub(crate) fn write(&self, at: PhysAddr, data: &[u8]) -> Result<()> {
-        let now = self.clock.now();
+        let now = self.source.clock.now();
         let mut done = 0usize;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
             let here = at.checked_add(done as u64).ok_or_else(|| at.out_of_range(data.len()).after(done))?;
             let left = CHUNK.wrapping_sub(here.get() % CHUNK);
             let piece = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
             let (part, _) = rest.split_at(piece);
-            let chunk = self.chunk(here.get() / CHUNK, now, true).map_err(|error| error.after(done))?;
-            chunk.memory.write(here, part).map_err(|error| error.after(done))?;
+            let memory = self.for_writing(here.get() / CHUNK, now).map_err(|error| error.after(done))?;
+            memory.write(here, part).map_err(|error| error.after(done))?;
             done = done.saturating_add(piece);
         }
         Ok(())
     }
 
-    fn is_fresh(&self, chunk: &Chunk, now: u64) -> bool {
-        now.wrapping_sub(chunk.born) <= self.lifetime
-    }
-
-    /// The chunk, mapped now if it is not.
-    fn chunk(&self, number: u64, now: u64, writable: bool) -> Result<Chunk> {
-        let cache = if writable { &self.writable } else { &self.readable };
-        let chunk = match cache.get(&number).filter(|chunk| self.is_fresh(chunk, now)) {
-            Some(chunk) => chunk,
-            None => {
-                let memory = self.map(&[number], writable)?;
-                let chunk = Chunk { memory, born: now };
-                cache.insert(number, chunk.clone());
-                // What the cache evicts is unmapped now and not some time.
-                cache.run_pending_tasks();
-                chunk
-            }
-        };
-        if !writable && let Some(slot) = self.slots.get(number as usize % SLOTS) {
-            *slot.0.write().unwrap_or_else(PoisonError::into_inner) = Some((number, chunk.clone()));
+    /// The chunk, mapped for writing now if it is not.
+    fn for_writing(&self, number: u64, now: u64) -> Result<GuestMapping> {
+        if let Some(chunk) = self.writable.get(&number).filter(|chunk| now.wrapping_sub(chunk.born) <= self.lifetime) {
+            return Ok(chunk.memory);
         }
-        Ok(chunk)
-    }
-
-    /// Maps in one call what of these chunks is not mapped.
-    fn prepare(&self, numbers: &[u64], now: u64) -> Result<()> {
-        let is_missing = |number: &u64| !self.readable.get(number).is_some_and(|chunk| self.is_fresh(&chunk, now));
-        let missing: Vec<u64> = numbers.iter().copied().filter(is_missing).collect();
-        if missing.len() < 2 {
-            return Ok(());
-        }
-        let memory = self.map(&missing, false)?;
-        for number in missing {
-            self.readable.insert(number, Chunk { memory: memory.clone(), born: now });
-        }
-        self.readable.run_pending_tasks();
-        Ok(())
-    }
-
-    fn map(&self, numbers: &[u64], writable: bool) -> Result<GuestMapping> {
-        let (mut pages, mut frames) = (Vec::new(), Vec::new());
-        for number in numbers {
-            let first = number.saturating_mul(CHUNK_PAGES);
-            pages.extend(first..first.saturating_add(CHUNK_PAGES));
-            self.frames.frames(first, CHUNK_PAGES as usize, &mut frames)?;
-        }
-        if pages.len() != frames.len() {
-            return Err(self.failures.other("mapping its memory", "a list of frames of another length than that of its pages"));
-        }
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        self.mapped.fetch_add(numbers.len() as u64, Ordering::Relaxed);
-        self.mapper.map(&pages, &frames, writable)
+        let frames = self.source.frames(number, 1)?;
+        let first = number.saturating_mul(CHUNK_PAGES);
+        let pages: Vec<u64> = (first..first.saturating_add(CHUNK_PAGES)).collect();
+        let memory = self.source.mapper.map(&pages, &frames, true)?;
+        self.writable.insert(number, Chunk { memory: memory.clone(), born: now });
+        // What the cache evicts is unmapped now and not some time.
+        self.writable.run_pending_tasks();
+        Ok(memory)
     }
 }
 
-impl<M> std::fmt::Debug for GuestMemory<M> {
+impl<M: Mapper> std::fmt::Debug for GuestMemory<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GuestMemory").field("mapped", &self.mapped).field("calls", &self.calls).finish_non_exhaustive()
+        f.debug_struct("GuestMemory").field("counters", &self.counters()).finish_non_exhaustive()
     }
 }
 

@@ -36,6 +36,9 @@ mod execution;
 mod failure;
 mod foreign_memory;
 mod frames;
+#[cfg(not(all(test, loom)))]
+#[doc(hidden)]
+pub mod fuzz;
 mod guardian;
 mod inject;
 mod libraries;
@@ -46,7 +49,6 @@ mod open;
 mod open_error;
 mod options;
 mod p2m;
-pub mod registers;
 mod ring;
 mod ring_lock;
 mod views;
@@ -62,6 +64,4 @@ pub use monitor::MonitorError;
 pub use open_error::OpenError;
 pub use options::Options;
 pub use p2m::P2mError;
-#[doc(hidden)]
-pub use p2m::fuzz_p2m;
 pub use ring::RingError;

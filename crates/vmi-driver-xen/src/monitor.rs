@@ -13,9 +13,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmi_core::Result;
+use vmi_guardian::Guardian;
 
 use crate::failure::Failures;
-use crate::guardian::{Guardian, PrivilegedCalls};
+use crate::guardian::{self, PrivilegedCalls};
 use crate::libraries::CallError;
 use crate::libraries::event_channel::EventChannel;
 use crate::libraries::monitor_calls::{Monitor, MonitorCalls};
@@ -174,7 +175,7 @@ impl MonitorRing {
         let guardian = guarded.then(|| {
             let domain = u16::try_from(domain).map_err(std::io::Error::other)?;
             let guardian =
-                PrivilegedCalls::open(domain).and_then(|calls| Guardian::of_ring(&calls, domain, vcpus, lock.descriptor()))?;
+                PrivilegedCalls::open(domain).and_then(|calls| guardian::of_ring(&calls, domain, vcpus, lock.descriptor()))?;
             guardian.held(true);
             Ok::<_, std::io::Error>(guardian)
         });

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use vmi_core::{Error, GuestMapping, Liveness, MachineInfo, MemoryMap, PAGE_SIZE};
+use vmi_core::{Liveness, MachineInfo, MemoryMap};
 
 use crate::domain_info::DomainKind;
 use crate::domains::{self, Domain};
 use crate::driver::Parts;
 use crate::execution::Execution;
 use crate::failure::Failures;
-use crate::foreign_memory::{Frames, GuestMemory, Mapper, XenMapper};
+use crate::foreign_memory::{DomainCheck, Frames, GuestMemory, Limits, XenMapper};
 use crate::frames::{Machine, Paravirtual, Same};
 use crate::libraries::control::Control;
 use crate::libraries::foreign_memory::ForeignMemory;
@@ -18,9 +18,6 @@ use crate::{CallError, OpenError, Options, memory_map};
 
 /// Words of a domain's interface: only 64-bit PV domains are understood.
 const WIDE: u32 = 8;
-
-/// Pages that are mapped in one call when a domain is mapped as a whole.
-const PAGES_AT_ONCE: u64 = 16 << 10;
 
 pub(crate) fn open(text: &str, options: &Options) -> Result<Parts, OpenError> {
     let control = Arc::new(Control::open()?);
@@ -50,13 +47,17 @@ pub(crate) fn open(text: &str, options: &Options) -> Result<Parts, OpenError> {
             (MemoryMap::new(list.regions()), Box::new(Arc::clone(&list)), Some(list))
         }
     };
-    let mapper = XenMapper { memory, domain: number, failures: failures.clone() };
-    let whole = options.map_whole.then(|| map_whole(&mapper, &*frames, &map)).transpose().map_err(OpenError::Map)?;
+    let check = is_there(&control, &domain, &failures);
+    let mapper = XenMapper { memory, domain: number, failures: failures.clone(), check };
+    let limits = if options.map_whole { Limits::NONE } else { options.limits };
     let execution = Execution::new(Arc::clone(&control), short, options.guardian, failures.clone());
+    let mut memory = GuestMemory::new(mapper, frames, failures.clone(), limits, &map).map_err(OpenError::Map)?;
+    if options.map_whole {
+        memory.map_whole(&map).map_err(OpenError::Map)?;
+    }
     Ok(Parts {
         machine: MachineInfo { name, memory: map, liveness: Liveness::Live, notes: Vec::new() },
-        memory: GuestMemory::new(mapper, frames, failures.clone(), options.limits),
-        whole,
+        memory,
         paravirtual,
         execution,
         control,
@@ -67,6 +68,19 @@ pub(crate) fn open(text: &str, options: &Options) -> Result<Parts, OpenError> {
 
 fn call(domain: &Domain, action: &'static str, source: CallError) -> OpenError {
     OpenError::Call { domain: domain.to_string(), kind: domain.info.kind, action, source }
+}
+
+/// Asks Xen whether the domain is still there, and the same one.
+fn is_there(control: &Arc<Control>, domain: &Domain, failures: &Failures) -> DomainCheck {
+    let (control, failures, id, uuid) = (Arc::clone(control), failures.clone(), domain.info.id, domain.info.uuid);
+    DomainCheck(Box::new(move || {
+        let info = control.domain_from(id).map_err(|error| failures.call("asking whether it lives", error))?;
+        match info.filter(|info| info.id == id && info.uuid == uuid) {
+            None => Err(failures.ended("Xen knows no domain of its number any more")),
+            Some(info) if info.dying => Err(failures.ended("it is being destroyed")),
+            Some(_) => Ok(()),
+        }
+    }))
 }
 
 /// The memory map of an HVM or PVH domain.
@@ -109,27 +123,4 @@ fn last_frame(control: &Control, domain: &Domain) -> Result<u64, OpenError> {
         return Ok(last);
     }
     control.maximum_gpfn(number).map_err(|error| call(domain, "asking for its last frame", error))
-}
-
-/// All of a domain's memory, mapped.
-fn map_whole(mapper: &XenMapper, frames: &dyn Frames, map: &MemoryMap) -> Result<GuestMapping, Error> {
-    let mut parts = Vec::new();
-    for region in map.regions() {
-        let mut page = region.start().get() / PAGE_SIZE;
-        let end = region.end().get() / PAGE_SIZE;
-        while page < end {
-            let count = PAGES_AT_ONCE.min(end.saturating_sub(page));
-            let pages: Vec<u64> = (page..page.saturating_add(count)).collect();
-            let mut named = Vec::with_capacity(pages.len());
-            // The list of a PV domain is asked for a chunk at a time.
-            for chunk in pages.chunk_by(|a, b| a / crate::foreign_memory::CHUNK_PAGES == b / crate::foreign_memory::CHUNK_PAGES) {
-                if let Some(first) = chunk.first() {
-                    frames.frames(*first, chunk.len(), &mut named)?;
-                }
-            }
-            parts.push(mapper.map(&pages, &named, false)?);
-            page = page.saturating_add(count);
-        }
-    }
-    GuestMapping::join(parts).map_err(|error| mapper.failures.other("mapping its memory", error))
 }

@@ -25,7 +25,7 @@ impl Options {
     }
 
     /// How many bytes of the domain's memory may be mapped at a time, for reading; for writing a sixteenth of it. Default: 1 GiB. At least one chunk of 256 KiB is
-    /// mapped.
+    /// mapped. Where there is no room, the chunk that was mapped first goes.
     #[must_use]
     pub fn mapped(mut self, bytes: u64) -> Self {
         self.limits.mapped = bytes;
@@ -33,15 +33,15 @@ impl Options {
     }
 
     /// How long a mapping serves while the domain runs. A domain may give pages back and get others in their place (ballooning); a mapping goes on to show those that it
-    /// was made of. Default: a second.
+    /// was made of. What is older is unmapped, also if nobody reads. Default: a second.
     #[must_use]
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.limits.lifetime = lifetime;
         self
     }
 
-    /// Maps all memory at once when the domain is opened: then a read is a load, several times as fast as through the cache of mappings. For a domain whose memory
-    /// keeps its size: what it gives back while it is open stays mapped, and what it gets in its place is not seen. Default: no.
+    /// Maps all memory when the domain is opened and leaves it mapped, whatever [`Options::mapped`] and [`Options::lifetime`] say: then no read ever waits for Xen. For a domain whose
+    /// memory keeps its size: what it gives back while it is open stays mapped, and what it gets in its place is not seen. Default: no.
     #[must_use]
     pub fn map_whole(mut self, whole: bool) -> Self {
         self.map_whole = whole;

@@ -229,28 +229,5 @@ fn entry_of(table: &Page, at: u64, shift: u32) -> u64 {
     words(table).nth(index as usize).unwrap_or(0)
 }
 
-/// For fuzzing: reads the list of a domain whose machine is `bytes`. Its first page is the one that is shared with Xen, the others are machine frames from zero. Gives
-/// the number of runs of pages that the list has.
-#[doc(hidden)]
-pub fn fuzz_p2m(bytes: &[u8]) -> Result<usize, P2mError> {
-    struct Bytes<'b>(&'b [u8]);
-
-    impl MachineFrames for Bytes<'_> {
-        fn read(&self, frames: &[u64], visit: &mut dyn FnMut(usize, &Page)) -> vmi_core::Result<()> {
-            for (index, frame) in frames.iter().enumerate() {
-                let start = usize::try_from(*frame).ok().and_then(|frame| frame.checked_mul(PAGE_SIZE as usize));
-                if let Some(page) = start.and_then(|start| self.0.get(start..)).and_then(<[u8]>::first_chunk) {
-                    visit(index, page);
-                }
-            }
-            Ok(())
-        }
-    }
-
-    let (shared, frames) = bytes.split_first_chunk().ok_or(P2mError::NotTold)?;
-    let pages = (frames.len() as u64) / PAGE_SIZE;
-    P2m::read(&Bytes(frames), &Anchor::of(shared), pages).map(|list| list.runs().len())
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

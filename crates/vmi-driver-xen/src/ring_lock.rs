@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -61,8 +61,8 @@ impl RingLock {
     }
 
     /// The file, which is locked as long as it is open anywhere.
-    pub(crate) fn descriptor(&self) -> std::os::fd::RawFd {
-        self.file.as_raw_fd()
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     fn take_at(path: &Path) -> Result<Self, RingLockError> {
@@ -110,14 +110,7 @@ impl RingLock {
 
     /// Notes what is changed in the domain now. To be called before it is changed, and after it is changed back.
     pub(crate) fn note(&mut self, left: &Left) -> io::Result<()> {
-        let mut text = format!("{RING}\n");
-        for (at, byte) in &left.breakpoints {
-            text.push_str(&format!("b {:x} {byte:x}\n", at.get()));
-        }
-        for (first, count) in &left.watched {
-            text.push_str(&format!("w {first:x} {count:x}\n"));
-        }
-        text.push_str("end\n");
+        let text = text(left);
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(text.as_bytes())
@@ -130,8 +123,21 @@ impl RingLock {
     }
 }
 
+/// What a file says while a ring is on.
+pub(crate) fn text(left: &Left) -> String {
+    let mut text = format!("{RING}\n");
+    for (at, byte) in &left.breakpoints {
+        text.push_str(&format!("b {:x} {byte:x}\n", at.get()));
+    }
+    for (first, count) in &left.watched {
+        text.push_str(&format!("w {first:x} {count:x}\n"));
+    }
+    text.push_str("end\n");
+    text
+}
+
 /// What a file says; none if it is not whole.
-fn parse(text: &str) -> Option<Left> {
+pub(crate) fn parse(text: &str) -> Option<Left> {
     let body = text.strip_prefix(RING)?.strip_prefix('\n')?.strip_suffix("end\n")?;
     let mut left = Left::default();
     for line in body.lines() {

@@ -434,17 +434,5 @@ impl Response {
     }
 }
 
-/// Decodes any bytes as a request, and answers it: what the fuzz target calls.
-pub fn decode_any(bytes: &[u8]) {
-    let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().take(MOST_WORDS).map(|word| u32::from_ne_bytes(*word)).collect();
-    for version in [InterfaceVersion::V5, InterfaceVersion::V6, InterfaceVersion::V7] {
-        if let Ok(request) = Request::decode(&words, version) {
-            let mut response = Response::to(&request);
-            response.registers(&request.registers);
-            _ = response.encode();
-        }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -8,6 +8,7 @@
 mod download;
 
 use core::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::symbol_files::{PdbSignature, SymbolCache, SymbolFile, SymbolFileError, is_pdb};
@@ -122,12 +123,14 @@ impl SymbolStore {
         }
     }
 
-    /// The symbols of this program database.
+    /// The symbols of this program database: those that were kept, unless a file came or changed since.
     ///
     /// # Errors
     /// [`Missing`]: every place that was searched and what was wrong with it, and how to get the file.
     pub fn load(&self, identity: &PdbIdentity) -> Result<SymbolFile, Box<Missing>> {
-        if let Some(kept) = self.cache.load(identity) {
+        if self.is_up_to_date(identity)
+            && let Some(kept) = self.cache.load(identity)
+        {
             return Ok(kept);
         }
         let mut tried = Vec::new();
@@ -157,7 +160,14 @@ impl SymbolStore {
                 Err(failures) => tried.extend(failures),
             }
         }
-        Err(Box::new(Missing { wanted, tried }))
+        // Better what was read before than nothing, where the file that came since is none.
+        self.cache.load(identity).ok_or_else(|| Box::new(Missing { wanted, tried }))
+    }
+
+    /// Whether something is kept and no file came or changed since: a user who puts a better file in place means it to be used.
+    fn is_up_to_date(&self, identity: &PdbIdentity) -> bool {
+        let Some(kept) = self.cache.path(identity).and_then(|path| changed(&path)) else { return false };
+        !self.candidates(identity).filter_map(|candidate| changed(&candidate)).any(|file| file >= kept)
     }
 
     /// What is needed of these program databases, each once: for a list of what to fetch for a machine that is not connected.
@@ -196,6 +206,12 @@ impl SymbolStore {
             paths
         })
     }
+}
+
+/// When a file got its content or its name (`st_ctim` of `stat(2)`, which copies and moves do not take along): seconds and nanoseconds.
+fn changed(path: &Path) -> Option<(i64, i64)> {
+    let file = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    Some((file.ctime(), file.ctime_nsec()))
 }
 
 /// Stores and plain folders of program databases.

@@ -24,6 +24,11 @@ pub fn symbols(data: &[u8]) -> bool {
     SymbolFile::parse(data).is_ok_and(|file| symbol_files::exercise(&file) > 0)
 }
 
+/// A cabinet with one file.
+pub fn cabinet(data: &[u8]) -> bool {
+    symbol_files::exercise_cabinet(data).is_some()
+}
+
 /// A symbol path, and a command line.
 pub fn texts(data: &[u8]) -> bool {
     let text = String::from_utf8_lossy(data);

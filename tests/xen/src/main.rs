@@ -1,4 +1,4 @@
-//! Checks of the Xen driver, in dom0 of a real Xen: `xen-checks [--list] [--exact] [--brief] [NAME...]`.
+//! Checks of the Xen driver, in dom0 of a real Xen: `xen-checks [--list] [--exact] [--brief] [NAME...]`, or `xen-checks --bench`.
 //!
 //! `tests/lab/xen/run-in-dom0.sh` boots the machine and runs this program; `cargo xtask xen` does both. All checks share one boot. Each one runs in a
 //! process of its own, so that one that crashes or hangs is one that failed, and the others go on; after it, the domains must still answer. Arguments
@@ -8,6 +8,7 @@
 //! The output is libtest's, so that the same program counts it: `test NAME ... ok`, `FAILED`, or `skipped: why`, and a closing `test result:`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
+mod bench;
 mod checks;
 #[allow(dead_code, reason = "what checks may need")]
 mod context;
@@ -30,11 +31,12 @@ fn main() -> ExitCode {
             checks::all().for_each(|check| println!("{}", check.name));
             ExitCode::SUCCESS
         }
+        ["--bench"] => bench::run(),
         [] => runner::run(chosen, false),
         ["--exact"] => runner::run(|name| names.contains(&name), false),
         ["--brief"] => runner::run(chosen, true),
         _ => {
-            eprintln!("usage: xen-checks [--list] [--exact] [--brief] [NAME...]");
+            eprintln!("usage: xen-checks [--list] [--exact] [--brief] [NAME...] | --bench");
             ExitCode::from(2)
         }
     }

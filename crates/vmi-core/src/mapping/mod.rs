@@ -1,6 +1,6 @@
 //! Guest RAM that is mapped into this process: the fast path of every read.
 //!
-//! This module and its [`copy`] are the only place of the crate with `unsafe` code. The rule that it keeps: each region of a
+//! This module, its [`copy`] and its [`window`] are the only place of the crate with `unsafe` code. The rule that it keeps: each region of a
 //! [`GuestMapping`] points at memory that stays mapped and readable for as long as any clone of the mapping lives, and memory
 //! is lent out as a slice only if it does not change.
 
@@ -8,6 +8,10 @@ mod copy;
 mod live;
 #[cfg(target_os = "linux")]
 mod private;
+#[cfg(target_os = "linux")]
+mod readers;
+#[cfg(target_os = "linux")]
+mod window;
 
 use core::fmt;
 use std::any::Any;
@@ -19,6 +23,10 @@ use crate::{Error, Liveness, MemoryMap, PhysAddr, Region, Result};
 pub use live::{LivePiece, RawPiece, SharedRam};
 #[cfg(target_os = "linux")]
 pub(crate) use private::{BLOCK, Budget, PrivateMemory};
+#[cfg(target_os = "linux")]
+use window::View;
+#[cfg(target_os = "linux")]
+pub use window::Window;
 
 /// A file mapped into memory for reading.
 ///
@@ -66,6 +74,9 @@ pub struct Piece {
 pub struct GuestMapping {
     /// The largest region by itself: nearly every read ends here.
     largest: MappedRegion,
+    /// The window, if it is one.
+    #[cfg(target_os = "linux")]
+    view: View,
     shared: Arc<Shared>,
 }
 
@@ -85,6 +96,8 @@ struct Shared {
     regions: Vec<MappedRegion>,
     liveness: Liveness,
     keep_alive: Arc<dyn Any + Send + Sync>,
+    /// Where memory is that a window can show.
+    behind: Option<MemoryMap>,
 }
 
 // SAFETY: frozen memory is only read through the pointers, by volatile loads or as shared slices. Live memory is read and written by
@@ -199,11 +212,19 @@ impl GuestMapping {
 
     fn from_sorted(regions: Vec<MappedRegion>, liveness: Liveness, keep_alive: Arc<dyn Any + Send + Sync>) -> Self {
         let largest = regions.iter().max_by_key(|region| region.len).copied().unwrap_or(MappedRegion::NONE);
-        Self { largest, shared: Arc::new(Shared { regions, liveness, keep_alive }) }
+        Self {
+            largest,
+            #[cfg(target_os = "linux")]
+            view: View::NONE,
+            shared: Arc::new(Shared { regions, liveness, keep_alive, behind: None }),
+        }
     }
 
-    /// The guest-physical memory that is mapped.
+    /// The guest-physical memory that is mapped; of a window, the memory that it can show.
     pub fn memory_map(&self) -> MemoryMap {
+        if let Some(memory) = &self.shared.behind {
+            return memory.clone();
+        }
         MemoryMap::new(self.shared.regions.iter().filter_map(|r| Region::new(PhysAddr::new(r.start), r.len)))
     }
 
@@ -216,15 +237,31 @@ impl GuestMapping {
         if self.read_word(at, buf) { Ok(()) } else { self.read_run(at, buf) }
     }
 
-    /// Fills `buf` if it is an aligned word of the largest region; else does nothing and says `false`.
+    /// Fills `buf` if it is an aligned word of the largest region, or one that a window shows; else does nothing and says `false`.
     #[inline(always)]
     pub(crate) fn read_word(&self, at: PhysAddr, buf: &mut [u8]) -> bool {
+        #[cfg(target_os = "linux")]
+        return self.largest.read_word(at, buf) || self.view.read_word(at, buf);
+        #[cfg(not(target_os = "linux"))]
         self.largest.read_word(at, buf)
+    }
+
+    /// Whether it is a window: what it does not show may still be there.
+    pub(crate) fn is_window(&self) -> bool {
+        self.shared.behind.is_some()
+    }
+
+    /// Fills `buf` from a window, as far as it shows pages: how many bytes that are. None, if it is no window.
+    pub fn read_shown(&self, at: PhysAddr, buf: &mut [u8]) -> usize {
+        #[cfg(target_os = "linux")]
+        return self.view.read_run(at, buf);
+        #[cfg(not(target_os = "linux"))]
+        0
     }
 
     /// Fills `buf` region by region; see [`GuestMapping::read_into`].
     pub(crate) fn read_run(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
-        let mut done = 0usize;
+        let mut done = if self.is_window() { self.read_shown(at, buf) } else { 0 };
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let here = at.checked_add(done as u64).ok_or_else(|| crate::Address::out_of_range(at, rest.len()).after(done))?;
             let region = self.region_at(here).ok_or_else(|| Error::hole(here).after(done))?;

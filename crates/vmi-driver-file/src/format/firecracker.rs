@@ -5,12 +5,13 @@
 //! bitcode. The first two write numbers as they are, little endian, and lists behind their length. What lies between differs from
 //! version to version, so the region table and the registers are found by their structure: regions that ascend from zero and sum up to the
 //! memory size, which stands at the front; KVM's register structures with flags that are flags. Bitcode packs numbers: only the
-//! memory size is read from it, and all versions that write it lay memory out alike.
+//! memory size is read from it, and all versions that write it lay memory out alike. Behind all of them is a CRC-64 of everything before it.
 //!
 //! A differential snapshot stores only what has changed, and has holes elsewhere: see [`OpenOptions::base`](crate::OpenOptions::base).
 
 use std::path::{Path, PathBuf};
 
+use crc::{CRC_64_REDIS, Crc};
 use vmi_arch_x86::Registers;
 use vmi_core::{PhysAddr, Piece, Region};
 use zerocopy::FromBytes;
@@ -35,6 +36,8 @@ const MAX_SLOTS: usize = 4096;
 const MAX_VCPUS: usize = 4096;
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
+/// Of the bytes and their sum, zero.
+const CHECKSUM: Crc<u64> = Crc::<u64>::new(&CRC_64_REDIS);
 
 /// The magic number: as it is, or behind the one byte by which bitcode says that a number follows as it is.
 pub(crate) fn matches(bytes: &[u8]) -> bool {
@@ -44,13 +47,13 @@ pub(crate) fn matches(bytes: &[u8]) -> bool {
 
 /// Whether `input` has the length of the memory that a state file beside it tells of.
 pub(crate) fn owns(input: Input<'_>) -> bool {
-    input.source.len().is_multiple_of(PAGE) && matches!(state_of(input), Ok(Some(_)))
+    input.source.len().is_multiple_of(PAGE) && !matches!(state_of(input), Ok(None))
 }
 
 /// From the state file or from the memory file.
 pub(crate) fn parse(input: Input<'_>) -> Result<Image, FormatError> {
     let (state, path, source) = if matches(&input.source.head(16)?) {
-        let state = State::read(input.source)?;
+        let state = State::read(input.source)?.intact(input)?;
         let (path, source) = memory_of(input, &state)?;
         (state, Some(path), source)
     } else {
@@ -87,6 +90,7 @@ fn state_of(input: Input<'_>) -> Result<Option<State>, FormatError> {
         if state.file_len != input.source.len() {
             continue;
         }
+        let state = state.intact(input)?;
         match &mut found {
             None => found = Some(state),
             // Whose registers are those of this memory cannot be told.
@@ -107,11 +111,26 @@ struct State {
     /// How long that file is.
     file_len: u64,
     registers: Vec<Registers>,
+    /// Whether the file is as Firecracker wrote it, to its end.
+    is_intact: bool,
 }
 
 impl State {
+    /// Itself, unless the file is damaged and the user did not ask for what is left of it.
+    fn intact(self, input: Input<'_>) -> Result<Self, FormatError> {
+        if self.is_intact || input.options.allow_truncated {
+            return Ok(self);
+        }
+        let what = format!("the state's checksum is wrong: the file is cut off or damaged; {ADVICE}");
+        Err(FormatError::Malformed { offset: 0, what })
+    }
+
     fn read(source: &Source) -> Result<Self, FormatError> {
         let bytes = &*source.get(0, source.len().min(MAX_STATE), "the state")?;
+        Ok(Self { is_intact: CHECKSUM.checksum(bytes) == 0, ..Self::of(bytes)? })
+    }
+
+    fn of(bytes: &[u8]) -> Result<Self, FormatError> {
         if bytes.first() == Some(&0) && word(bytes, 1).is_some_and(|magic| magic & !0xffff == MAGIC) {
             return Self::of_bitcode(bytes);
         }
@@ -128,7 +147,7 @@ impl State {
             let what = format!("no table of memory regions in the state that sums up to {size:#x} bytes; {ADVICE}");
             return Err(FormatError::Malformed { offset: 0, what });
         };
-        Ok(Self { pieces, file_len, registers: registers(bytes) })
+        Ok(Self { pieces, file_len, registers: registers(bytes), is_intact: false })
     }
 
     /// The memory size is the third number, behind the magic number and the version as a text.
@@ -157,7 +176,7 @@ impl State {
         let low = Region::new(PhysAddr::ZERO, size.min(GAP)).map(|region| Piece { region, offset: 0 });
         let high = size.checked_sub(GAP).and_then(|len| Region::new(PhysAddr::new(ABOVE), len));
         let pieces = low.into_iter().chain(high.map(|region| Piece { region, offset: GAP })).collect();
-        Ok(Self { pieces, file_len: size, registers: Vec::new() })
+        Ok(Self { pieces, file_len: size, registers: Vec::new(), is_intact: false })
     }
 }
 

@@ -33,7 +33,7 @@ pub fn state(form: Form, regions: &[(u64, u64)], vcpus: &[Vec<u8>]) -> Vec<u8> {
         bytes.extend(b"\x059.0.0");
         bytes.extend(if mib < 256 { vec![6, mib as u8] } else { [&[4][..], &(mib as u16).to_le_bytes()].concat() });
         bytes.extend(vec![0x5a; 600]);
-        return bytes;
+        return with_checksum(bytes);
     }
     let mut bytes = if form == Form::Versionize { (MAGIC | 1).to_le_bytes().to_vec() } else { MAGIC.to_le_bytes().to_vec() };
     bytes.extend(if form == Form::Versionize { 5u16.to_le_bytes().to_vec() } else { text("4.0.0") });
@@ -63,7 +63,19 @@ pub fn state(form: Form, regions: &[(u64, u64)], vcpus: &[Vec<u8>]) -> Vec<u8> {
     }
     bytes.extend(vec![0x5a; 600]);
     vcpus.iter().for_each(|vcpu| bytes.extend([&[9; 13][..], vcpu].concat()));
-    bytes.extend(vec![0x77; 8]); // checksum
+    with_checksum(bytes)
+}
+
+/// With CRC-64 behind it, as Redis computes it (polynomial 0xad93d23594c935a9, its bits from the lowest to the highest).
+fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+    let mut sum = 0u64;
+    for byte in &bytes {
+        sum ^= u64::from(*byte);
+        for _ in 0..8 {
+            sum = sum >> 1 ^ if sum & 1 == 0 { 0 } else { 0xad93_d235_94c9_35a9u64.reverse_bits() };
+        }
+    }
+    bytes.extend(sum.to_le_bytes());
     bytes
 }
 

@@ -1,6 +1,7 @@
 use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
+use nix::libc;
 use proptest::prelude::*;
 use vmi_core::ErrorKind;
 
@@ -10,15 +11,16 @@ use crate::frames::Same;
 /// A domain of 1,024 pages, without every page whose number ends in 7. Mappings show the pages as they were when they were made, as frames do.
 #[derive(Clone, Default)]
 struct Domain {
-    /// Pages that are mapped now, at most, and in how many mappings.
     state: Arc<State>,
 }
 
 #[derive(Default)]
 struct State {
     memory: Mutex<Vec<u64>>,
-    mappings: AtomicUsize,
+    /// Mappings for writing that live.
     writable: AtomicUsize,
+    /// Whether mapping fails, as when the domain is gone.
+    gone: AtomicBool,
 }
 
 /// A mapping that counts itself.
@@ -29,13 +31,14 @@ struct Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.state.mappings.fetch_sub(1, Ordering::SeqCst);
+        self.state.writable.fetch_sub(1, Ordering::SeqCst);
         let _ = &self.words;
     }
 }
 
 const PAGES: u64 = 1024;
 const WORDS: usize = 512;
+const PAGE: usize = PAGE_SIZE as usize;
 
 fn there(page: u64) -> bool {
     page < PAGES && page % 10 != 7
@@ -55,16 +58,15 @@ impl Domain {
 
     fn cache(&self, mapped: u64, lifetime: u64) -> GuestMemory<Self> {
         let limits = Limits { mapped, lifetime: Duration::from_millis(lifetime) };
-        GuestMemory::new(self.clone(), Box::new(Same), Failures::new("a domain"), limits)
+        let memory = MemoryMap::new([Region::new(PhysAddr::ZERO, PAGES * PAGE_SIZE).unwrap()]);
+        GuestMemory::new(self.clone(), Box::new(Same), Failures::new("a domain"), limits, &memory).unwrap()
     }
 }
 
 impl Mapper for Domain {
     fn map(&self, pages: &[u64], frames: &[u64], writable: bool) -> Result<GuestMapping> {
-        assert_eq!(pages, frames);
-        assert!(pages.len() <= MAX_AT_ONCE * CHUNK_PAGES as usize);
-        self.state.mappings.fetch_add(1, Ordering::SeqCst);
-        self.state.writable.fetch_add(usize::from(writable), Ordering::SeqCst);
+        assert!(writable && pages == frames && pages.len() == CHUNK_PAGES as usize);
+        self.state.writable.fetch_add(1, Ordering::SeqCst);
         let memory = self.state.memory.lock().unwrap();
         let words = pages.iter().flat_map(|page| {
             let start = *page as usize * WORDS;
@@ -78,12 +80,42 @@ impl Mapper for Domain {
             .filter(|(_, page)| there(**page))
             .map(|(index, page)| RawPiece {
                 region: Region::new(PhysAddr::new(page * PAGE_SIZE), PAGE_SIZE).unwrap(),
-                host: host.wrapping_add(index * PAGE_SIZE as usize),
+                host: host.wrapping_add(index * PAGE),
                 writable,
             })
             .collect();
         // SAFETY: the words live in the box as long as it is kept, and nobody else refers to them.
         Ok(unsafe { GuestMapping::raw(&pieces, Arc::new(kept)) }.unwrap())
+    }
+
+    /// In steps, as a foreign mapping is made: what nobody may read yet would end the process if it were read.
+    unsafe fn map_at(&self, place: NonNull<u8>, frames: &[u64]) -> Result<Vec<bool>> {
+        assert!(frames.len() as u64 <= MAX_AT_ONCE * CHUNK_PAGES);
+        let map = |place: *mut u8, len: usize, protection| {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            // SAFETY: within the place, which nobody uses.
+            assert_eq!(unsafe { libc::mmap(place.cast(), len, protection, flags, -1, 0) }, place.cast());
+        };
+        map(place.as_ptr(), frames.len() * PAGE, libc::PROT_NONE);
+        if self.state.gone.load(Ordering::SeqCst) {
+            // SAFETY: as above; this is what the library does.
+            unsafe { libc::munmap(place.as_ptr().cast(), frames.len() * PAGE) };
+            return Err(ErrorKind::Ended { machine: "a domain".into(), why: "gone".into() }.into());
+        }
+        let memory = self.state.memory.lock().unwrap();
+        for (index, frame) in frames.iter().enumerate().filter(|(_, frame)| there(**frame)) {
+            let host = place.as_ptr().wrapping_add(index * PAGE);
+            map(host, PAGE, libc::PROT_READ | libc::PROT_WRITE);
+            for (word, value) in memory[*frame as usize * WORDS..][..WORDS].iter().enumerate() {
+                // SAFETY: just mapped.
+                unsafe { host.cast::<u64>().add(word).write_volatile(*value) };
+            }
+        }
+        Ok(frames.iter().map(|frame| there(*frame)).collect())
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -97,11 +129,94 @@ fn what_is_mapped_is_bounded_and_goes_with_the_cache() {
             cache.read(PhysAddr::new(chunk * CHUNK + round), &mut word).unwrap();
         }
     }
-    let mapped = domain.state.mappings.load(Ordering::SeqCst);
-    assert!(mapped <= SLOTS + 2, "{mapped} mappings");
+    assert_eq!(cache.shown.mapped(), 2);
     cache.forget();
+    assert_eq!(cache.shown.mapped(), 0);
+    let mut word = [0; 8];
+    assert_eq!(cache.mapping().read_shown(PhysAddr::ZERO, &mut word), 0);
+    let mapping = cache.mapping().clone();
+    cache.read(PhysAddr::ZERO, &mut word).unwrap();
+    assert_eq!(mapping.read_shown(PhysAddr::ZERO, &mut word), 8);
     drop(cache);
-    assert_eq!(domain.state.mappings.load(Ordering::SeqCst), 0);
+    assert_eq!(mapping.read_shown(PhysAddr::ZERO, &mut word), 0, "a mapping that is kept longer shows nothing");
+}
+
+/// All memory mapped once stays, for who keeps the mapping longer than the rest too.
+#[test]
+fn all_memory_is_mapped_for_ever() {
+    let domain = Domain::new();
+    let limits = Limits::NONE;
+    let memory = MemoryMap::new([Region::new(PhysAddr::ZERO, PAGES * PAGE_SIZE).unwrap()]);
+    let mut cache = GuestMemory::new(domain.clone(), Box::new(Same), Failures::new("a domain"), limits, &memory).unwrap();
+    cache.map_whole(&memory).unwrap();
+    assert_eq!(cache.shown.mapped() as u64, PAGES / CHUNK_PAGES);
+    cache.forget();
+    let mapping = cache.mapping().clone();
+    drop(cache);
+    let mut bytes = vec![0; 7 * PAGE];
+    mapping.read_into(PhysAddr::new(508 * PAGE_SIZE), &mut bytes).unwrap();
+    assert!(bytes.iter().zip(508 * PAGE_SIZE..).step_by(977).all(|(byte, at)| *byte == domain.byte(at)));
+    let error = mapping.read_into(PhysAddr::new(515 * PAGE_SIZE), &mut bytes).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 517 * PAGE_SIZE), "{error}");
+}
+
+/// What nobody reads any more is unmapped too.
+#[test]
+fn what_is_old_is_unmapped_without_a_read() {
+    let domain = Domain::new();
+    let cache = domain.cache(1 << 20, 40);
+    cache.read(PhysAddr::ZERO, &mut [0; 8]).unwrap();
+    assert_eq!(cache.shown.mapped(), 1);
+    let began = std::time::Instant::now();
+    while cache.shown.mapped() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A call that fails and unmaps the place: a typed error, and the domain can be read if it comes back.
+#[test]
+fn a_failed_call_leaves_the_place() {
+    let domain = Domain::new();
+    let cache = domain.cache(1 << 20, 60_000);
+    domain.state.gone.store(true, Ordering::SeqCst);
+    let mut bytes = vec![0; 3 * CHUNK as usize];
+    let error = cache.read(PhysAddr::new(5), &mut bytes).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Ended { .. }) && error.done() == 0, "{error}");
+    domain.state.gone.store(false, Ordering::SeqCst);
+    // Another test may have got the place meanwhile; then that is said.
+    if let Err(error) = cache.read(PhysAddr::new(5), &mut bytes[..8]) {
+        assert!(error.to_string().contains("mapping its memory"), "{error}");
+    }
+}
+
+/// Many threads read while there is room for less than they need, and what is mapped grows old at once.
+#[test]
+fn readers_and_evictions_get_on() {
+    let domain = Domain::new();
+    let cache = domain.cache(3 * CHUNK, 2);
+    std::thread::scope(|scope| {
+        for thread in 0..3u64 {
+            let (domain, cache) = (&domain, &cache);
+            scope.spawn(move || {
+                let mut at = thread;
+                let mut bytes = vec![0; 3 * PAGE];
+                for _ in 0..3000 {
+                    at = at.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+                    let start = (at >> 20) % (PAGES * PAGE_SIZE);
+                    let len = if at & 7 == 0 { 2 * PAGE } else { 8 };
+                    let start = if len == 8 { start & !7 } else { start };
+                    let result = cache.read(PhysAddr::new(start), &mut bytes[..len]);
+                    let good = (start..start + len as u64).take_while(|at| there(at / PAGE_SIZE)).count();
+                    assert_eq!(result.as_ref().map_or_else(vmi_core::Error::done, |()| len), good, "{start:#x} {result:?}");
+                    for (index, byte) in bytes[..good].iter().enumerate().step_by(509) {
+                        assert_eq!(*byte, domain.byte(start + index as u64));
+                    }
+                }
+            });
+        }
+    });
+    assert!(cache.shown.mapped() <= 3 && cache.counters().mapped > 100, "{:?}", cache.counters());
 }
 
 #[test]
@@ -115,10 +230,10 @@ fn a_mapping_grows_old_while_the_domain_runs() {
     };
     let before = read();
     domain.state.memory.lock().unwrap()[0] = 0x55;
-    cache.clock().stop();
+    cache.stands();
     std::thread::sleep(Duration::from_millis(60));
     assert_eq!(read(), before, "time stands still in a pause");
-    cache.clock().go_on();
+    cache.goes_on();
     std::thread::sleep(Duration::from_millis(60));
     assert_eq!(read(), 0x55);
 }

@@ -21,6 +21,7 @@ library! {
     fn xenforeignmemory_open(logger: *mut Logger, flags: c_uint) -> *mut Handle;
     fn xenforeignmemory_close(handle: *mut Handle) -> c_int;
     fn xenforeignmemory_map(handle: *mut Handle, domain: u32, protection: c_int, pages: usize, frames: *const u64, errors: *mut c_int) -> *mut c_void;
+    fn xenforeignmemory_map2(handle: *mut Handle, domain: u32, place: *mut c_void, protection: c_int, flags: c_int, pages: usize, frames: *const u64, errors: *mut c_int) -> *mut c_void;
     fn xenforeignmemory_unmap(handle: *mut Handle, address: *mut c_void, pages: usize) -> c_int;
 }
 
@@ -76,6 +77,33 @@ impl ForeignMemory {
         };
         let address = NonNull::new(address.cast::<u8>()).ok_or_else(|| CallError::last("xenforeignmemory_map"))?;
         Ok(Mapped { memory: Arc::clone(self), address, errors, writable })
+    }
+}
+
+impl ForeignMemory {
+    /// Maps `frames` of `domain` for reading at `place`, instead of what is mapped there. For each page zero, or the number of `errno` that says why it is not there, negative.
+    ///
+    /// The library maps a device at the place and then has the kernel fill it in; if that fails it unmaps the place (tools/libs/foreignmemory/linux.c,
+    /// `osdep_xenforeignmemory_map`). Of a page that is not there, touching ends the process with SIGBUS.
+    ///
+    /// # Safety
+    /// The place is as long as all pages, belongs to the caller, and nobody uses it.
+    pub(crate) unsafe fn map_at(&self, domain: u32, place: NonNull<u8>, frames: &[u64]) -> Result<Box<[c_int]>, CallError> {
+        let mut errors: Box<[c_int]> = vec![0; frames.len()].into();
+        // SAFETY: the handle is open; both arrays have as many elements as there are pages; the place may be replaced, as the caller says.
+        let address = unsafe {
+            (self.functions.xenforeignmemory_map2)(
+                self.handle.as_ptr(),
+                domain,
+                place.as_ptr().cast(),
+                nix::libc::PROT_READ,
+                nix::libc::MAP_FIXED,
+                frames.len(),
+                frames.as_ptr(),
+                errors.as_mut_ptr(),
+            )
+        };
+        if address.is_null() { Err(CallError::last("xenforeignmemory_map2")) } else { Ok(errors) }
     }
 }
 

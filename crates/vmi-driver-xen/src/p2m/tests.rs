@@ -111,7 +111,7 @@ proptest! {
         for (to, from) in bytes.iter_mut().skip(at).zip(start) {
             *to = from;
         }
-        let _ = fuzz_p2m(&bytes);
+        let _ = crate::fuzz::p2m(&bytes);
     }
 
     /// Whatever the frames hold, reading comes to an end, reads a bounded number of frames, and each frame that it gives leads back.

@@ -170,7 +170,16 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_decoded(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
-        decode_any(&bytes);
+    fn any_words_are_decoded(words in proptest::collection::vec(any::<u32>(), 0..120), which in 0usize..3, known: bool) {
+        let version = VERSIONS[which];
+        let mut words = words;
+        if let Some(first) = words.first_mut().filter(|_| known) {
+            *first = version.number();
+        }
+        match Request::decode(&words, version) {
+            Ok(request) => _ = Response::to(&request).encode(),
+            Err(RequestError::Short(len)) => prop_assert!(len == words.len() * 4 && words.len() < version.words()),
+            Err(RequestError::Version { found, .. }) => prop_assert!(found == words[0] && found != version.number()),
+        }
     }
 }

@@ -187,6 +187,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SymbolFileError> {
     Ok(cabinet::unpack(&bytes)?.unwrap_or(bytes))
 }
 
+/// The length of the file in a cabinet, for tests on hostile bytes; `None` if it is none, or damaged.
+#[doc(hidden)]
+pub fn exercise_cabinet(bytes: &[u8]) -> Option<usize> {
+    cabinet::unpack(bytes).ok()?.map(|file| file.len())
+}
+
 /// Asks a parsed file everything, for tests on hostile bytes. Returns how many types and symbols were seen.
 #[doc(hidden)]
 pub fn exercise(file: &SymbolFile) -> usize {

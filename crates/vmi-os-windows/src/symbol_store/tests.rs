@@ -128,6 +128,29 @@ fn what_was_read_is_kept_and_damage_is_not_trusted() {
 }
 
 #[test]
+fn a_file_that_came_later_is_read_instead_of_what_was_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, second) = (directory.path().join("first"), directory.path().join("second"));
+    let names =
+        |store: &SymbolStore| -> Vec<_> { store.load(&identity()).unwrap().offsets().map(|(name, _)| name.to_owned()).collect() };
+    put(second.join("ntkrnlmp.pdb"), isf().as_bytes());
+    // Files of one tick of the file system's clock count as changed together.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let cache = SymbolCache::new(directory.path().join("cache"));
+    let store = SymbolStore::parse("").with_directory(&first).with_directory(&second).with_cache(cache);
+    assert_eq!(names(&store), ["PsActiveProcessHead"]);
+    // As old as the first by its own date, as a copy that keeps dates makes it.
+    let better = first.join(format!("ntkrnlmp.pdb/{KEY}/ntkrnlmp.pdb"));
+    put(better.clone(), isf().replace("PsActiveProcessHead", "PsLoadedModuleList").as_bytes());
+    std::fs::File::options().append(true).open(&better).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert_eq!(names(&store), ["PsLoadedModuleList"]);
+    std::fs::remove_file(&better).unwrap();
+    assert_eq!(names(&store), ["PsLoadedModuleList"], "kept");
+    std::fs::write(second.join("ntkrnlmp.pdb"), "no symbols").unwrap();
+    assert_eq!(names(&store), ["PsLoadedModuleList"], "better than nothing");
+}
+
+#[test]
 fn a_name_that_leads_elsewhere_is_no_path() {
     let directory = tempfile::tempdir().unwrap();
     put(directory.path().join("secret"), isf().as_bytes());

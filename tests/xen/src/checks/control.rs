@@ -19,6 +19,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new("control::thousand", thousand).limit(600),
     Check::new("control::killed", killed),
     Check::new("control::destroyed", destroyed).limit(400),
+    Check::new("control::destroyed_while_it_is_read", destroyed_while_read).limit(400),
 ];
 
 /// By name, number and UUID; and what is not there is said to be, with what is.
@@ -167,4 +168,44 @@ fn destroyed(context: &Context) -> CheckResult {
     println!("{error}");
     ensure!(matches!(error.kind(), ErrorKind::Ended { .. } | ErrorKind::Hole { .. } | ErrorKind::Driver { .. }), "{error}");
     Ok(())
+}
+
+/// A domain that is destroyed in the midst of reads of all its memory: they end with an error that says so, and this process goes on.
+fn destroyed_while_read(context: &Context) -> CheckResult {
+    each(context, |domain| {
+        let vmi = open(domain)?;
+        let region = vmi.machine().memory.regions()[0];
+        let until_it_ends = |read: &dyn Fn() -> vmi::Result<()>| {
+            let began = Instant::now();
+            let mut rounds = 0u64;
+            loop {
+                match read() {
+                    Ok(()) => rounds += 1,
+                    Err(error) => return Ok((rounds, error)),
+                }
+                ensure!(began.elapsed() < Duration::from_secs(120), "it can still be read");
+            }
+        };
+        let ends = std::thread::scope(|scope| {
+            let long = scope.spawn(|| {
+                let bytes = std::cell::RefCell::new(vec![0; region.len() as usize]);
+                until_it_ends(&|| match vmi.read_into(region.start(), &mut bytes.borrow_mut()) {
+                    // A page that a running domain keeps from others is no end.
+                    Err(error) if matches!(error.kind(), ErrorKind::Hole { .. }) && vmi.driver().check().is_ok() => Ok(()),
+                    other => other,
+                })
+            });
+            let hot = scope.spawn(|| until_it_ends(&|| vmi.read::<u64>(PhysAddr::new(0x100_0000)).map(drop)));
+            std::thread::sleep(Duration::from_millis(1500));
+            crate::domain::xl(&["destroy", domain.name()]).map(drop)?;
+            [long, hot].map(|thread| thread.join().expect("a reader has panicked")).into_iter().collect::<Result<Vec<_>>>()
+        });
+        domain.recreate()?;
+        for (rounds, error) in ends? {
+            println!("{}: {rounds} reads, then at {:#x}: {error}", domain.name(), error.done());
+            ensure!(rounds > 0 && matches!(error.kind(), ErrorKind::Ended { .. }), "{error:?}");
+        }
+        ensure!(mappings()? == 0 || vmi.driver().check().is_err());
+        Ok(())
+    })
 }

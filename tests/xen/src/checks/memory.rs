@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use vmi::{Driver as _, ErrorKind, Memory as _, PhysAddr, ReadOp, Vmi};
-use vmi_driver_xen::{DomainKind, Options, XenDriver};
+use vmi_driver_xen::{Options, XenDriver};
 
 use super::{Check, CheckResult};
 use crate::context::{Context, Skip};
@@ -17,7 +17,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new("memory::map_and_holes", map_and_holes),
     Check::new("memory::ways_of_reading", ways_of_reading).limit(300),
     Check::new("memory::dump_core", dump_core).limit(1800),
-    Check::new("memory::benchmark", benchmark).limit(300),
+    Check::new("memory::ballooned", ballooned).limit(300),
 ];
 
 const PAGE: u64 = 4096;
@@ -197,92 +197,59 @@ fn dump_core(context: &Context) -> CheckResult {
     })
 }
 
-/// Reads through the driver against reads of a bare mapping of the same page.
-fn benchmark(context: &Context) -> CheckResult {
-    each(context, |domain| {
-        if domain.name() == "big" {
-            return Ok(());
-        }
-        let held = truth::held(domain)?;
-        let at = PhysAddr::new(held.frames[3] * PAGE);
-        let cached = open(domain)?;
-        let whole = open_with(domain, &Options::new().map_whole(true))?;
-        let frame = match cached.driver().domain().info.kind {
-            DomainKind::Hardware => Some(held.frames[3]),
-            DomainKind::Paravirtual => None,
-        };
-        let bare = frame.map(|frame| bare::Page::map(cached.driver().domain().info.id, frame)).transpose()?;
-        for (what, len) in [("8 bytes", 8usize), ("4 KiB", 4096)] {
-            let rounds = if len == 8 { 200_000 } else { 20_000 };
-            let mut buffer = vec![0u8; len];
-            let mut time = |read: &mut dyn FnMut(&mut [u8])| {
-                read(&mut buffer);
-                // The best of some: the machine does other things too.
-                (0..5)
-                    .map(|_| {
-                        let began = Instant::now();
-                        (0..rounds).for_each(|_| read(std::hint::black_box(&mut buffer)));
-                        began.elapsed() / rounds
-                    })
-                    .min()
-                    .unwrap()
-            };
-            let by_cache = time(&mut |buffer| cached.read_into(at, buffer).unwrap());
-            let by_load = time(&mut |buffer| whole.read_into(at, buffer).unwrap());
-            let Some(bare) = &bare else {
-                println!("{}: {what}: cache {by_cache:?}, all mapped {by_load:?}", domain.name());
-                continue;
-            };
-            let by_hand = time(&mut |buffer| bare.copy(buffer));
-            let ratio = |time: Duration| time.as_secs_f64() / by_hand.as_secs_f64();
-            println!(
-                "{}: {what}: bare mapping {by_hand:?}, all mapped {by_load:?} ({:.2}x), cache {by_cache:?} ({:.2}x)",
-                domain.name(),
-                ratio(by_load),
-                ratio(by_cache)
-            );
-        }
-        Ok(())
-    })
-}
-
-/// The library that is under the driver, used by hand.
-mod bare {
-    use std::ffi::{c_int, c_uint, c_void};
-    use std::ptr;
-
-    use anyhow::{Result, ensure};
-
-    pub(super) struct Page {
-        address: *const u8,
-        _library: libloading::Library,
-    }
-
-    type Open = unsafe extern "C" fn(*mut c_void, c_uint) -> *mut c_void;
-    type Map = unsafe extern "C" fn(*mut c_void, u32, c_int, usize, *const u64, *mut c_int) -> *mut c_void;
-
-    impl Page {
-        pub(super) fn map(domain: u32, frame: u64) -> Result<Self> {
-            // SAFETY: types are those of xenforeignmemory.h; the mapping is kept until the process ends.
-            unsafe {
-                let library = libloading::Library::new("libxenforeignmemory.so.1")?;
-                let handle = library.get::<Open>(b"xenforeignmemory_open\0")?(ptr::null_mut(), 0);
-                ensure!(!handle.is_null());
-                let mut error = 0;
-                let address =
-                    library.get::<Map>(b"xenforeignmemory_map\0")?(handle, domain, 1, 1, &raw const frame, &raw mut error);
-                ensure!(!address.is_null() && error == 0);
-                Ok(Self { address: address.cast(), _library: library })
-            }
-        }
-
-        pub(super) fn copy(&self, buffer: &mut [u8]) {
-            // SAFETY: the buffer has at most a page, which is mapped. Words are loaded one by one, as the driver has to.
-            unsafe {
-                for (index, word) in buffer.chunks_exact_mut(8).enumerate() {
-                    word.copy_from_slice(&self.address.cast::<u64>().add(index).read_volatile().to_le_bytes());
+/// How many pages of the map can be read; each other one is a hole.
+fn readable(vmi: &Vmi<XenDriver>) -> Result<u64> {
+    let mut count = 0;
+    for region in vmi.machine().memory.regions() {
+        for page in region.start().get() / PAGE..region.end().get() / PAGE {
+            match vmi.read::<u64>(PhysAddr::new(page * PAGE)) {
+                Ok(_) => count += 1,
+                Err(error) => {
+                    ensure!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == page * PAGE), "{error}");
                 }
             }
         }
     }
+    Ok(count)
+}
+
+/// Pages that the domain gives back while they are mapped are gone after the lifetime of a mapping, and those that it gets again are there.
+fn ballooned(context: &Context) -> CheckResult {
+    each(context, |domain| {
+        if !matches!(domain.name(), "pvh" | "pv") {
+            return Ok(());
+        }
+        const SIZE: &str = "cat /sys/devices/system/xen_memory/xen_memory0/info/current_kb";
+        let size = || -> Result<u64> { Ok(domain.run(SIZE)?.trim().parse()?) };
+        let before = size().map_err(|error| Skip(format!("the domain does not tell its size: {error:#}")))?;
+        let vmi = open(domain)?;
+        let all = readable(&vmi)?;
+        let settle = |wanted: &dyn Fn(u64) -> bool| -> Result<bool> {
+            let began = Instant::now();
+            while !wanted(size()?) {
+                if began.elapsed() > Duration::from_secs(30) {
+                    return Ok(false);
+                }
+                // It is read all the time, as far as it is there.
+                readable(&vmi)?;
+            }
+            Ok(true)
+        };
+        xl(&["mem-set", domain.name(), "112"])?;
+        let shrunk = settle(&|now| now <= 113 << 10)?;
+        // The lifetime, and what a busy machine takes for it.
+        std::thread::sleep(Duration::from_millis(1500));
+        let small = readable(&vmi)?;
+        let anew = readable(&open(domain)?);
+        xl(&["mem-set", domain.name(), "128"])?;
+        let grown = settle(&|now| now >= before)?;
+        std::thread::sleep(Duration::from_millis(1500));
+        let again = readable(&vmi)?;
+        println!("{}: of {all} pages {small} while it had 112 MiB, {again} behind it", domain.name());
+        ensure!(shrunk && grown, "it does not change its size: {before} KiB before, {} now", size()?);
+        ensure!(all - small >= 15 << 8, "{small} of {all} pages can be read while it has 112 MiB");
+        ensure!(anew?.abs_diff(small) < 64, "another number of pages by a handle that is opened now");
+        ensure!(all.abs_diff(again) < 64, "{again} of {all} pages can be read when it has them again");
+        Ok(())
+    })
 }

@@ -1,13 +1,17 @@
 //! Registers of HVM and PVH domains: the record `CPU` of their save records, and what of others is a register (Xen,
 //! xen/include/public/arch-x86/hvm/save.h; filled by `hvm_save_cpu_ctxt` in xen/arch/x86/hvm/hvm.c).
 
-use vmi_arch_x86::{Registers, Segment, SegmentAttributes, Table};
 use vmi_core::VirtAddr;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::RegistersError;
 use super::records::{self, Record, records};
+use crate::{Registers, Segment, SegmentAttributes, Table};
+
+/// The save records of an HVM or PVH domain, as `XEN_DOMCTL_gethvmcontext` gives them.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveRecords<'b>(&'b [u8]);
 
 /// `hvm_hw_cpu`, as it has been since Xen 4.7.
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -54,31 +58,74 @@ fn pack(attributes: SegmentAttributes) -> u32 {
     bits & 0xff | (bits >> 4) & 0xf00
 }
 
-/// The registers of a vCPU.
-pub(super) fn read(bytes: &[u8], vcpu: u16) -> Result<Registers, RegistersError> {
-    let mut registers = None;
-    let (mut xcr0, mut pat, mut cr8) = (None, None, None);
-    let word =
-        |content: &[u8], at: usize| content.get(at..).and_then(<[u8]>::first_chunk).map(|bytes| u64::from_le_bytes(*bytes));
-    for record in records(bytes) {
-        let Record { code, instance, content } = record?;
-        if instance != vcpu {
-            continue;
-        }
-        match code {
-            records::CPU => registers = Some(of(cpu(content)?)),
-            // `hvm_hw_cpu_xsave`: a mask that is ignored, XCR0.
-            records::XSAVE => xcr0 = word(content, 8),
-            // `hvm_hw_mtrr`: first the PAT.
-            records::MTRR => pat = word(content, 0),
-            // The page of the local APIC: the task priority at 0x80, whose upper half is CR8 (Intel SDM, volume 3, section 11.8.6).
-            records::LAPIC_REGISTERS => cr8 = word(content, 0x80).map(|word| (word >> 4) & 0xf),
-            _ => {}
-        }
+impl<'b> SaveRecords<'b> {
+    /// The records in `bytes`, which are looked at when they are asked for.
+    pub fn new(bytes: &'b [u8]) -> Self {
+        Self(bytes)
     }
-    let mut registers = registers.ok_or(RegistersError::Offline { vcpu: vcpu.into() })?;
-    (registers.xcr0, registers.pat, registers.cr8) = (xcr0, pat, cr8);
-    Ok(registers)
+
+    /// The registers of vCPU `vcpu`.
+    ///
+    /// # Errors
+    /// Records that are cut off or shorter than their structure; a vCPU that has none.
+    pub fn registers(self, vcpu: u16) -> Result<Registers, RegistersError> {
+        let mut registers = None;
+        let (mut xcr0, mut pat, mut cr8) = (None, None, None);
+        let word =
+            |content: &[u8], at: usize| content.get(at..).and_then(<[u8]>::first_chunk).map(|bytes| u64::from_le_bytes(*bytes));
+        for record in records(self.0) {
+            let Record { code, instance, content } = record?;
+            if instance != vcpu {
+                continue;
+            }
+            match code {
+                records::CPU => registers = Some(of(cpu(content)?)),
+                // `hvm_hw_cpu_xsave`: a mask that is ignored, XCR0.
+                records::XSAVE => xcr0 = word(content, 8),
+                // `hvm_hw_mtrr`: first the PAT.
+                records::MTRR => pat = word(content, 0),
+                // The page of the local APIC: the task priority at 0x80, whose upper half is CR8 (Intel SDM, volume 3, section 11.8.6).
+                records::LAPIC_REGISTERS => cr8 = word(content, 0x80).map(|word| (word >> 4) & 0xf),
+                _ => {}
+            }
+        }
+        let mut registers = registers.ok_or(RegistersError::Offline { vcpu: vcpu.into() })?;
+        (registers.xcr0, registers.pat, registers.cr8) = (xcr0, pat, cr8);
+        Ok(registers)
+    }
+
+    /// The records that make `wanted` the registers of a vCPU, for `XEN_DOMCTL_sethvmcontext`: the header, the vCPU's changed record, the end. `None` if nothing is to
+    /// change. What `wanted` does not tell stays; Xen leaves alone what has no record.
+    ///
+    /// # Errors
+    /// Those of [`SaveRecords::registers`]; [`RegistersError::Fixed`] if XCR0, PAT or CR8 would change, which other records hold.
+    pub fn change(self, vcpu: u16, wanted: &Registers) -> Result<Option<Vec<u8>>, RegistersError> {
+        let now = self.registers(vcpu)?;
+        for (name, now, wanted) in [("XCR0", now.xcr0, wanted.xcr0), ("PAT", now.pat, wanted.pat), ("CR8", now.cr8, wanted.cr8)] {
+            if wanted.is_some() && wanted != now {
+                return Err(RegistersError::Fixed { register: name });
+            }
+        }
+        let mut changed = Vec::new();
+        let mut is_new = false;
+        for record in records(self.0) {
+            let Record { code, instance, content } = record?;
+            match code {
+                records::HEADER => records::append(&mut changed, code, instance, content),
+                records::CPU if instance == vcpu => {
+                    let mut new = content.to_vec();
+                    let len = content.len();
+                    let (cpu, _) = Cpu::mut_from_prefix(&mut new).map_err(|_| RegistersError::Short { len })?;
+                    put(cpu, wanted);
+                    is_new |= new != content;
+                    records::append(&mut changed, code, instance, &new);
+                }
+                _ => {}
+            }
+        }
+        records::append(&mut changed, records::END, 0, &[]);
+        Ok(is_new.then_some(changed))
+    }
 }
 
 fn cpu(content: &[u8]) -> Result<&Cpu, RegistersError> {
@@ -175,37 +222,6 @@ fn put(cpu: &mut Cpu, wanted: &Registers) {
     }
 }
 
-/// The records that set the registers of a vCPU: the header, the vCPU's changed record, the end. `None` if nothing is to change.
-///
-/// Xen leaves alone what has no record.
-pub(super) fn change(bytes: &[u8], vcpu: u16, wanted: &Registers) -> Result<Option<Vec<u8>>, RegistersError> {
-    let now = read(bytes, vcpu)?;
-    for (name, now, wanted) in [("XCR0", now.xcr0, wanted.xcr0), ("PAT", now.pat, wanted.pat), ("CR8", now.cr8, wanted.cr8)] {
-        if wanted.is_some() && wanted != now {
-            return Err(RegistersError::Fixed { register: name });
-        }
-    }
-    let mut changed = Vec::new();
-    let mut is_new = false;
-    for record in records(bytes) {
-        let Record { code, instance, content } = record?;
-        match code {
-            records::HEADER => records::append(&mut changed, code, instance, content),
-            records::CPU if instance == vcpu => {
-                let mut new = content.to_vec();
-                let len = content.len();
-                let (cpu, _) = Cpu::mut_from_prefix(&mut new).map_err(|_| RegistersError::Short { len })?;
-                put(cpu, wanted);
-                is_new = new != content;
-                records::append(&mut changed, code, instance, &new);
-            }
-            _ => {}
-        }
-    }
-    records::append(&mut changed, records::END, 0, &[]);
-    Ok(is_new.then_some(changed))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -230,7 +246,7 @@ mod tests {
     /// Offsets counted by hand in the header.
     #[test]
     fn fields_lie_where_the_header_says() {
-        let registers = read(&whole(&numbered()), 1).unwrap();
+        let registers = SaveRecords::new(&whole(&numbered())).registers(1).unwrap();
         assert_eq!((registers.rax, registers.rbx, registers.rsp, registers.r15), (512, 520, 568, 632));
         assert_eq!((registers.rip, registers.rflags), (640, 648));
         assert_eq!((registers.cr0, registers.cr2, registers.cr3, registers.cr4), (Some(656), Some(664), Some(672), Some(680)));
@@ -260,18 +276,18 @@ mod tests {
 
     #[test]
     fn a_vcpu_that_is_off_is_said_to_be() {
-        assert!(matches!(read(&whole(&numbered()), 2), Err(RegistersError::Offline { vcpu: 2 })));
-        assert!(matches!(read(&whole(&[0; 100]), 1), Err(RegistersError::Short { len: 100 })));
+        assert!(matches!(SaveRecords::new(&whole(&numbered())).registers(2), Err(RegistersError::Offline { vcpu: 2 })));
+        assert!(matches!(SaveRecords::new(&whole(&[0; 100])).registers(1), Err(RegistersError::Short { len: 100 })));
     }
 
     #[test]
     fn only_what_is_to_change_is_sent() {
         let bytes = whole(&numbered());
-        let mut wanted = read(&bytes, 1).unwrap();
-        assert_eq!(change(&bytes, 1, &wanted).unwrap(), None);
+        let mut wanted = SaveRecords::new(&bytes).registers(1).unwrap();
+        assert_eq!(SaveRecords::new(&bytes).change(1, &wanted).unwrap(), None);
         wanted.rax = 1;
         wanted.cr4 = None;
-        let changed = change(&bytes, 1, &wanted).unwrap().unwrap();
+        let changed = SaveRecords::new(&bytes).change(1, &wanted).unwrap().unwrap();
         let sent: Vec<_> = records(&changed).map(Result::unwrap).collect();
         assert_eq!(sent.len(), 2);
         assert_eq!((sent[0].code, sent[0].content), (records::HEADER, &[7; 24][..]));
@@ -279,7 +295,7 @@ mod tests {
         expected[512..520].copy_from_slice(&1u64.to_le_bytes());
         assert_eq!((sent[1].code, sent[1].instance, sent[1].content), (records::CPU, 1, &expected[..]));
         wanted.pat = Some(0);
-        assert!(matches!(change(&bytes, 1, &wanted), Err(RegistersError::Fixed { register: "PAT" })));
+        assert!(matches!(SaveRecords::new(&bytes).change(1, &wanted), Err(RegistersError::Fixed { register: "PAT" })));
     }
 
     proptest! {
@@ -291,14 +307,14 @@ mod tests {
             rest in proptest::collection::vec(any::<u64>(), 20),
         ) {
             let bytes = whole(&start);
-            let mut wanted = read(&bytes, 1).unwrap();
+            let mut wanted = SaveRecords::new(&bytes).registers(1).unwrap();
             wanted.set_general(general);
             (wanted.rip, wanted.rflags, wanted.cr3, wanted.efer) = (rest[0], rest[1], Some(rest[2]), Some(rest[3]));
             wanted.segments.gs.as_mut().unwrap().base = rest[4];
             wanted.idtr.as_mut().unwrap().base = VirtAddr::new(rest[5]);
-            let changed = change(&bytes, 1, &wanted).unwrap();
+            let changed = SaveRecords::new(&bytes).change(1, &wanted).unwrap();
             if let Some(changed) = changed {
-                let back = read(&changed, 1).unwrap();
+                let back = SaveRecords::new(&changed).registers(1).unwrap();
                 wanted.pat = None;
                 prop_assert_eq!(back, wanted);
             }
@@ -306,10 +322,10 @@ mod tests {
 
         #[test]
         fn any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..3000), cpu in proptest::collection::vec(any::<u8>(), 0..1100)) {
-            let _ = read(&bytes, 0);
-            let _ = read(&whole(&cpu), 1);
-            let _ = change(&bytes, 0, &Registers::default());
-            let _ = change(&whole(&cpu), 1, &Registers::default());
+            let _ = SaveRecords::new(&bytes).registers(0);
+            let _ = SaveRecords::new(&whole(&cpu)).registers(1);
+            let _ = SaveRecords::new(&bytes).change(0, &Registers::default());
+            let _ = SaveRecords::new(&whole(&cpu)).change(1, &Registers::default());
         }
     }
 }
