@@ -307,7 +307,7 @@ impl Event {
     /// # Errors
     /// [`SessionError::Answered`] if it went on already, at the end of the session too; else as [`vmi_core::Event::reply`].
     pub fn reply(&self, reply: Reply<Registers>) -> Answer<()> {
-        let asked = ask(&self.commands, |answer| Command::Reply(self.occurred.number, reply, answer));
+        let asked = ask(&self.commands, |answer| Command::Reply(self.occurred.number, Box::new(reply), answer));
         // A session that has ended has let it go on.
         asked.unwrap_or(Err(SessionError::Answered))
     }

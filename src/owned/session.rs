@@ -35,7 +35,7 @@ pub(super) enum Command {
     /// The next event. Waits for the answer of one that is held.
     Next(Duration, Sender<Answer<Option<Occurred>>>),
     /// Answers the event of this number.
-    Reply(u64, Reply<Registers>, Sender<Answer<()>>),
+    Reply(u64, Box<Reply<Registers>>, Sender<Answer<()>>),
     /// Nobody refers to the event of this number any more.
     LetGo(u64),
     /// Whichever is held is let go on.
@@ -155,7 +155,7 @@ impl Thread<'_> {
         while let Ok(command) = self.commands.recv() {
             match command {
                 Command::Reply(which, reply, answer) if which == number => {
-                    let replied = event.reply(reply).map_err(Into::into);
+                    let replied = event.reply(*reply).map_err(Into::into);
                     answered.store(true, Ordering::Release);
                     _ = answer.send(replied);
                     return true;

@@ -226,7 +226,11 @@ pub(crate) fn peers(what: &[&str]) -> Outcome {
             let environment = target().join("volatility");
             let mut make = command("python3", &["crates/vmi-python/tests/run.py", "--release", "--only-environment", "--keep"]);
             if steps.run("live", &mut live_command()) && steps.run("environment", make.arg(&environment)) {
-                let script = if what == ["volatility-live"] { "tests/peers/volatility_live.py" } else { "tests/peers/volatility_plugins.py" };
+                let script = if what == ["volatility-live"] {
+                    "tests/peers/volatility_live.py"
+                } else {
+                    "tests/peers/volatility_plugins.py"
+                };
                 let python = environment.join("venv/bin/python");
                 steps.run("volatility", command("python3", &[script, "--python"]).arg(python));
             }

@@ -46,21 +46,24 @@ class Skipped(Exception):
     """What is missing here."""
 
 
+unasked = False  # whether the check at hand is not asked for
+
+
 class Report:
     def __init__(self, only):
         self.only, self.passed, self.failed, self.skipped = only, 0, 0, 0
 
     @contextlib.contextmanager
-    def check(self, name):
-        """Counts what is done inside."""
+    def check(self, name, always=False):
+        """Counts what is done inside. The first program of a check that is not asked for ends it."""
+        global unasked
         began = time.monotonic()
+        unasked = bool(self.only) and self.only not in name and not always
         try:
-            if self.only and self.only not in name:
-                raise Skipped("not asked for")
             yield
         except Skipped as why:
-            self.skipped += 1
-            if str(why) != "not asked for":
+            if not unasked:
+                self.skipped += 1
                 print(f"skipped: {name}: {why}", flush=True)
         except (Failed, subprocess.TimeoutExpired, OSError) as why:
             self.failed += 1
@@ -68,9 +71,18 @@ class Report:
         else:
             self.passed += 1
             print(f"passed: {name} ({time.monotonic() - began:.1f} s)", flush=True)
+        finally:
+            unasked = False
+
+
+def ask():
+    """Ends a check that is not asked for."""
+    if unasked:
+        raise Skipped("not asked for")
 
 
 def run(command, env=None, good=(0,), **more):
+    ask()
     done = subprocess.run([str(part) for part in command], capture_output=True, timeout=SECONDS, env={**os.environ, **(env or {})}, **more)
     if done.returncode not in good:
         said = (done.stdout[-2000:] + done.stderr[-6000:]).decode(errors="replace")
@@ -79,6 +91,7 @@ def run(command, env=None, good=(0,), **more):
 
 
 def require(program, package):
+    ask()
     if not shutil.which(program):
         raise Skipped(f"{program} is missing: apt-get install {package}")
 
@@ -314,6 +327,7 @@ def again_and_again(shell, line):
 @contextlib.contextmanager
 def guest():
     """A live guest: what tests/lab says of it, and its shell."""
+    ask()
     if os.environ.get("VMI_LAB_LIVE") != "1":
         raise Skipped("live guests are booted where VMI_LAB_LIVE=1")
     server = subprocess.Popen(["python3", "-B", ROOT / "tests/lab/live.py", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -335,7 +349,7 @@ def proc(shell):
 
 def live(report, build, built):
     with contextlib.ExitStack() as stack:
-        with report.check("a live guest"):
+        with report.check("a live guest", always=True):
             facts, shell = stack.enter_context(guest())
         if "facts" not in locals():
             return
@@ -384,7 +398,7 @@ def wild(report, build, built, seed):
 def instrumented(report, every, where, profile, steps, seed):
     """Everything that AddressSanitizer looks at, with the library's own Rust code instrumented. The program brings the one runtime: a shared library of Rust has none."""
     build = None
-    with report.check(f"install: {BOTH_SIDES}"):
+    with report.check(f"install: {BOTH_SIDES}", always=True):
         target = run(["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT).stdout
         # RUSTC_BOOTSTRAP: a stable compiler takes the flag then, and has a standard library that goes with it.
         settings = {

@@ -147,10 +147,13 @@ def test_what_qemu_writes(cache, tmp_path):
     for image in ("guest.kdump", "guest.mapped"):
         rows, _ = vol(cache, f"vmi:{tmp_path}/{image}", "linux.pslist.PsList")
         assert as_the_guest_says(rows, said, actor), image
-        with pytest.raises(RuntimeError):
-            # The symbol file is there: it is the image that is not read.
-            symbols = next(iter(symbol_files(cache))).parents[1]
-            vol(cache, f"{tmp_path}/{image}", "linux.pslist.PsList", "-s", symbols)
+        # By itself Volatility fails or lists nothing. The symbol file is there: it is the image that is not read.
+        symbols = next(iter(symbol_files(cache))).parents[1]
+        try:
+            rows, _ = vol(cache, f"{tmp_path}/{image}", "linux.pslist.PsList", "-s", symbols)
+        except RuntimeError:
+            rows = []
+        assert rows == [], image
 
 
 def test_locations():
