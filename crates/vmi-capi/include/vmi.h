@@ -610,7 +610,7 @@ typedef enum {
 } vmi_event_ability;
 
 /**
- * What springs a trap, or what an event is. Which of them a back end has, vmi_events_get_abilities tells: QEMU's gdb stub has the first five and steps, Xen nearly all.
+ * What springs a trap, or what an event is. Which of them a back end has, vmi_events_get_abilities tells: QEMU's gdb stub has the first five and steps, Xen most.
  */
 typedef enum {
   /**

@@ -5,7 +5,7 @@ use vmi::{Accesses, PhysAddr, Trap, VcpuId, VirtAddr};
 
 use crate::error::{Failure, Result};
 
-/// What springs a trap, or what an event is. Which of them a back end has, vmi_events_get_abilities tells: QEMU's gdb stub has the first five and steps, Xen nearly all.
+/// What springs a trap, or what an event is. Which of them a back end has, vmi_events_get_abilities tells: QEMU's gdb stub has the first five and steps, Xen most.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum vmi_event_kind {
