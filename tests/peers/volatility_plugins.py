@@ -57,7 +57,6 @@ def main():
     if not cells:
         print("no plugin ran", file=sys.stderr)
         return 1
-    short = lambda plugin: plugin.removeprefix("linux.").rsplit(".", 1)[0] if plugin.count(".") == 2 else plugin.removeprefix("linux.")
     print(f"| plugin | {' | '.join(given.targets)} |\n|---|{'---|' * len(given.targets)}")
     for plugin in sorted(cells):
         mark = " *" if plugin in volatility.CHECKS else ""
@@ -65,7 +64,7 @@ def main():
     if reasons:
         print("\n| plugin that fails | where | why |\n|---|---|---|")
     for (plugin, why), where in sorted(reasons.items()):
-        print(f"| `{short(plugin)}` | {', '.join(where)} | {why.replace('|', '/')[:300]} |")
+        print(f"| `{plugin.removeprefix('linux.')}` | {', '.join(where)} | {why.replace('|', '/')[:300]} |")
     return 1 if failed else 0
 
 
