@@ -7,7 +7,7 @@ use vmi_core::{Guest, Note, Vmi};
 use vmi_os_linux::{Linux, discover as linux};
 use vmi_os_windows::{Windows, discover as windows};
 
-use crate::AttachOptions;
+use crate::{AttachOptions, System};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -68,34 +68,6 @@ pub fn attach_system<'v, D: X86Driver>(vmi: &'v Vmi<D>, options: &AttachOptions)
         }
     }
     Err(search.failed())
-}
-
-/// The operating system of a machine, as the type of its own layer.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum System<'v, D: X86Driver> {
-    /// Linux.
-    Linux(Box<Linux<'v, D>>),
-    /// Windows.
-    Windows(Box<Windows<'v, D>>),
-}
-
-impl<'v, D: X86Driver> System<'v, D> {
-    /// What all systems share.
-    pub fn guest(&self) -> &(dyn Guest + 'v) {
-        match self {
-            Self::Linux(linux) => &**linux,
-            Self::Windows(windows) => &**windows,
-        }
-    }
-
-    /// What all systems share, by value.
-    pub fn into_guest(self) -> Box<dyn Guest + 'v> {
-        match self {
-            Self::Linux(linux) => linux,
-            Self::Windows(windows) => windows,
-        }
-    }
 }
 
 /// A search under way, with what each system has been missing so far.

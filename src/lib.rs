@@ -29,6 +29,7 @@
 //!
 //! - the root holds what every back end and operating system shares (the crate [`vmi_core`]), and the choices at run time:
 //!   [`Target`], [`open()`], [`AnyDriver`], [`attach()`];
+//! - [`owned`] holds the same things without lifetimes, for programs that keep them side by side, in threads or behind another language;
 //! - [`x86`] holds registers, paging modes and page walks;
 //! - [`file`](mod@file) holds the memory image formats, for reading and writing;
 //! - [`kvm`] holds running guests of QEMU: how they are found, read, written, stopped and trapped;
@@ -49,18 +50,25 @@
 mod any_driver;
 mod attach;
 mod attach_options;
+mod causes;
 mod open;
 mod options;
+pub mod owned;
+mod system;
 mod target;
 mod targets;
+mod type_name;
 
 pub use any_driver::AnyDriver;
-pub use attach::{AttachError, Attempt, System, attach, attach_system, attach_with};
+pub use attach::{AttachError, Attempt, attach, attach_system, attach_with};
 pub use attach_options::{AttachOptions, SymbolsError};
+pub use causes::with_causes;
 pub use open::{OpenError, open, open_with};
 pub use options::Options;
+pub use system::{System, of_process};
 pub use target::{BackEnd, Target};
 pub use targets::{FoundGuest, targets};
+pub use type_name::type_name;
 pub use vmi_arch_x86 as x86;
 #[doc(no_inline)]
 pub use vmi_core::*;

@@ -22,6 +22,8 @@ Tasks:
   fuzz [seconds]     each fuzz target for a while (default 5 seconds) from its committed corpus
   peers [guest]      crash, drgn and volatility3 on images that dump-memory writes; fetches them and the kernel's debug package
   peers volatility   Volatility's Linux plugins with the symbol files that symbol-file writes, against the guests' /proc
+  peers volatility-live     the same on guests that run, through the package vmi-volatility3
+  peers volatility-plugins  every Linux plugin of Volatility on images of the lab, as the table of docs/volatility.md
   peers windows      volatility3, MemProcFS and our tools on synthetic Windows machines, against what was placed in them
   python             the Python module's wheel in a fresh environment: pytest and mypy
   xen [check...]     the Xen driver's checks in dom0 of a real Xen, which QEMU boots; those whose names contain one of these words

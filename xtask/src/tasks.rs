@@ -220,6 +220,20 @@ pub(crate) fn peers(what: &[&str]) -> Outcome {
                 steps.run("volatility", &mut command("python3", &["tests/peers/volatility.py"]));
             }
         }
+        ["volatility-live" | "volatility-plugins"] => {
+            // An environment with Volatility, the module and the package that brings the one to the other.
+            let environment = target().join("volatility");
+            let mut make = command("python3", &["crates/vmi-python/tests/run.py", "--release", "--only-environment", "--keep"]);
+            if steps.run("live", &mut live_command()) && steps.run("environment", make.arg(&environment)) {
+                let script = if what == ["volatility-live"] {
+                    "tests/peers/volatility_live.py"
+                } else {
+                    "tests/peers/volatility_plugins.py"
+                };
+                let python = environment.join("venv/bin/python");
+                steps.run("volatility", command("python3", &[script, "--python"]).arg(python));
+            }
+        }
         ["windows"] => {
             prerequisites::compilers()?;
             let ours = ["process-list", "module-list", "handle-list", "registry-list", "process-views"];

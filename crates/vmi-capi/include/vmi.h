@@ -193,6 +193,21 @@
 #define VMI_KNOWN_DR (1 << 26)
 
 /**
+ * Memory is read: a bit of `access`, and of the rights of a view.
+ */
+#define VMI_ACCESS_READ 1
+
+/**
+ * Memory is written.
+ */
+#define VMI_ACCESS_WRITE 2
+
+/**
+ * An instruction is fetched.
+ */
+#define VMI_ACCESS_EXECUTE 4
+
+/**
  * Major version of this header.
  */
 #define VMI_VERSION_MAJOR 0
@@ -348,11 +363,55 @@ typedef enum {
 } vmi_system;
 
 /**
+ * How virtual addresses are translated.
+ */
+typedef enum {
+  /**
+   * Not at all, or not known.
+   */
+  VMI_PAGING_MODE_NONE = 0,
+  /**
+   * 32-bit paging, two levels.
+   */
+  VMI_PAGING_MODE_BITS32 = 1,
+  /**
+   * PAE, three levels.
+   */
+  VMI_PAGING_MODE_PAE = 2,
+  /**
+   * 64-bit with four levels.
+   */
+  VMI_PAGING_MODE_LEVEL4 = 3,
+  /**
+   * 64-bit with five levels.
+   */
+  VMI_PAGING_MODE_LEVEL5 = 4,
+} vmi_paging_mode;
+
+/**
+ * What touched memory.
+ */
+typedef enum {
+  /**
+   * The back end does not tell.
+   */
+  VMI_ACCESS_ORIGIN_UNKNOWN = 0,
+  /**
+   * The walk of page tables towards the linear address.
+   */
+  VMI_ACCESS_ORIGIN_WALK = 1,
+  /**
+   * The access by the linear address itself.
+   */
+  VMI_ACCESS_ORIGIN_LINEAR = 2,
+} vmi_access_origin;
+
+/**
  * How an event is answered.
  */
 typedef enum {
   /**
-   * The guest goes on.
+   * The guest goes on, as if nobody had watched.
    */
   VMI_ACTION_RESUME = 0,
   /**
@@ -363,10 +422,195 @@ typedef enum {
    * For callbacks: the guest goes on, and vmi_events_run returns.
    */
   VMI_ACTION_END = 2,
+  /**
+   * What caused the event is not done: the register keeps its value.
+   */
+  VMI_ACTION_DENY = 3,
+  /**
+   * The guest gets the breakpoint or exception, even where it came from a trap.
+   */
+  VMI_ACTION_REINJECT = 4,
+  /**
+   * The hypervisor emulates the instruction, which does not spring the trap again: see vmi_reply. Not for callbacks.
+   */
+  VMI_ACTION_EMULATE = 5,
 } vmi_action;
 
 /**
- * What springs a trap, or what an event is.
+ * A control register whose writes can be watched.
+ */
+typedef enum {
+  /**
+   * CR0: paging, write protection.
+   */
+  VMI_CONTROL_REGISTER_CR0 = 0,
+  /**
+   * CR3: the page tables.
+   */
+  VMI_CONTROL_REGISTER_CR3 = 3,
+  /**
+   * CR4: extensions.
+   */
+  VMI_CONTROL_REGISTER_CR4 = 4,
+  /**
+   * XCR0: which processor state XSAVE keeps.
+   */
+  VMI_CONTROL_REGISTER_XCR0 = 256,
+  /**
+   * This and above: another one, by the hypervisor's own number.
+   */
+  VMI_CONTROL_REGISTER_OTHER = 65536,
+} vmi_control_register;
+
+/**
+ * A descriptor-table register.
+ */
+typedef enum {
+  /**
+   * The global descriptor table.
+   */
+  VMI_DESCRIPTOR_TABLE_GDTR = 0,
+  /**
+   * The interrupt descriptor table.
+   */
+  VMI_DESCRIPTOR_TABLE_IDTR = 1,
+  /**
+   * The local descriptor table.
+   */
+  VMI_DESCRIPTOR_TABLE_LDTR = 2,
+  /**
+   * The task register.
+   */
+  VMI_DESCRIPTOR_TABLE_TR = 3,
+  /**
+   * This and above: another one, by the hypervisor's own number.
+   */
+  VMI_DESCRIPTOR_TABLE_OTHER = 65536,
+} vmi_descriptor_table;
+
+/**
+ * How an instruction is emulated.
+ */
+typedef enum {
+  /**
+   * As it is.
+   */
+  VMI_EMULATION_PLAIN = 0,
+  /**
+   * Without its writes and other lasting effects.
+   */
+  VMI_EMULATION_WITHOUT_WRITES = 1,
+  /**
+   * With `bytes` in place of what it reads of memory.
+   */
+  VMI_EMULATION_READING = 2,
+  /**
+   * With `bytes`, 16 of them, in place of the instruction itself.
+   */
+  VMI_EMULATION_INSTRUCTION = 3,
+} vmi_emulation;
+
+/**
+ * One thing that a back end may be able to report (the kinds of events), or an answer that it may be able to carry out. As a bit of vmi_events_get_abilities: 1 shifted left
+ * by it.
+ */
+typedef enum {
+  /**
+   * VMI_EVENT_KIND_SOFTWARE_BREAKPOINT.
+   */
+  VMI_EVENT_ABILITY_SOFTWARE_BREAKPOINT = 0,
+  /**
+   * VMI_EVENT_KIND_HARDWARE_BREAKPOINT.
+   */
+  VMI_EVENT_ABILITY_HARDWARE_BREAKPOINT = 1,
+  /**
+   * VMI_EVENT_KIND_WRITE, VMI_EVENT_KIND_READ, VMI_EVENT_KIND_ACCESS.
+   */
+  VMI_EVENT_ABILITY_WATCHPOINT = 2,
+  /**
+   * VMI_EVENT_KIND_MEMORY.
+   */
+  VMI_EVENT_ABILITY_MEMORY_ACCESS = 3,
+  /**
+   * VMI_EVENT_KIND_STEP as a trap.
+   */
+  VMI_EVENT_ABILITY_INSTRUCTIONS = 4,
+  /**
+   * VMI_EVENT_KIND_CONTROL_REGISTER.
+   */
+  VMI_EVENT_ABILITY_CONTROL_REGISTER = 5,
+  /**
+   * VMI_EVENT_KIND_MSR.
+   */
+  VMI_EVENT_ABILITY_MODEL_REGISTER = 6,
+  /**
+   * VMI_EVENT_KIND_CPUID.
+   */
+  VMI_EVENT_ABILITY_IDENTIFICATION = 7,
+  /**
+   * VMI_EVENT_KIND_DEBUG_EXCEPTION.
+   */
+  VMI_EVENT_ABILITY_DEBUG_EXCEPTION = 8,
+  /**
+   * VMI_EVENT_KIND_OWN_BREAKPOINT.
+   */
+  VMI_EVENT_ABILITY_GUEST_BREAKPOINT = 9,
+  /**
+   * VMI_EVENT_KIND_PRIVILEGED_CALL.
+   */
+  VMI_EVENT_ABILITY_PRIVILEGED_CALL = 10,
+  /**
+   * VMI_EVENT_KIND_GUEST_REQUEST.
+   */
+  VMI_EVENT_ABILITY_GUEST_REQUEST = 11,
+  /**
+   * VMI_EVENT_KIND_INTERRUPT.
+   */
+  VMI_EVENT_ABILITY_INTERRUPT = 12,
+  /**
+   * VMI_EVENT_KIND_DESCRIPTOR_TABLE.
+   */
+  VMI_EVENT_ABILITY_DESCRIPTOR_TABLE = 13,
+  /**
+   * VMI_EVENT_KIND_EMULATION_FAILURE.
+   */
+  VMI_EVENT_ABILITY_EMULATION_FAILURE = 14,
+  /**
+   * VMI_EVENT_KIND_EXIT.
+   */
+  VMI_EVENT_ABILITY_EXIT = 15,
+  /**
+   * Registers in the answer to an event.
+   */
+  VMI_EVENT_ABILITY_SET_REGISTERS = 16,
+  /**
+   * VMI_ACTION_STEP.
+   */
+  VMI_EVENT_ABILITY_STEP = 17,
+  /**
+   * VMI_ACTION_DENY.
+   */
+  VMI_EVENT_ABILITY_DENY = 18,
+  /**
+   * VMI_ACTION_EMULATE.
+   */
+  VMI_EVENT_ABILITY_EMULATE = 19,
+  /**
+   * VMI_ACTION_REINJECT.
+   */
+  VMI_EVENT_ABILITY_REINJECT = 20,
+  /**
+   * Views of memory.
+   */
+  VMI_EVENT_ABILITY_VIEW = 21,
+  /**
+   * vmi_events_inject.
+   */
+  VMI_EVENT_ABILITY_INJECT = 22,
+} vmi_event_ability;
+
+/**
+ * What springs a trap, or what an event is. Which of them a back end has, vmi_events_get_abilities tells: QEMU's gdb stub has the first five and steps, Xen most.
  */
 typedef enum {
   /**
@@ -390,13 +634,65 @@ typedef enum {
    */
   VMI_EVENT_KIND_ACCESS = 4,
   /**
-   * Not for traps: the vCPU ran the one instruction that VMI_ACTION_STEP let it run.
+   * The vCPU ran one instruction. As a trap: each instruction of the vCPU `which` is an event; else the one that VMI_ACTION_STEP let it run.
    */
   VMI_EVENT_KIND_STEP = 5,
   /**
    * Not for traps: it stopped for another reason.
    */
   VMI_EVENT_KIND_STOP = 6,
+  /**
+   * Guest-physical memory is about to be touched in one of the ways of `access`.
+   */
+  VMI_EVENT_KIND_MEMORY = 7,
+  /**
+   * A control register, `which` as a vmi_control_register, is written.
+   */
+  VMI_EVENT_KIND_CONTROL_REGISTER = 8,
+  /**
+   * The model-specific register of number `which` is written.
+   */
+  VMI_EVENT_KIND_MSR = 9,
+  /**
+   * CPUID is run.
+   */
+  VMI_EVENT_KIND_CPUID = 10,
+  /**
+   * A debug exception (vector 1) is raised.
+   */
+  VMI_EVENT_KIND_DEBUG_EXCEPTION = 11,
+  /**
+   * INT3 is run that is the guest's own.
+   */
+  VMI_EVENT_KIND_OWN_BREAKPOINT = 12,
+  /**
+   * A descriptor-table register is read or written.
+   */
+  VMI_EVENT_KIND_DESCRIPTOR_TABLE = 13,
+  /**
+   * The guest asks for an event by a hypercall.
+   */
+  VMI_EVENT_KIND_GUEST_REQUEST = 14,
+  /**
+   * The guest calls a higher privilege.
+   */
+  VMI_EVENT_KIND_PRIVILEGED_CALL = 15,
+  /**
+   * Not for traps: an interrupt is delivered.
+   */
+  VMI_EVENT_KIND_INTERRUPT = 16,
+  /**
+   * The hypervisor was to emulate an instruction and cannot.
+   */
+  VMI_EVENT_KIND_EMULATION_FAILURE = 17,
+  /**
+   * Every exit to the hypervisor.
+   */
+  VMI_EVENT_KIND_EXIT = 18,
+  /**
+   * Not for traps: something that has no name here, by the hypervisor's number in `which`.
+   */
+  VMI_EVENT_KIND_OTHER = 19,
 } vmi_event_kind;
 
 /**
@@ -426,6 +722,24 @@ typedef enum {
 } vmi_format;
 
 /**
+ * What vmi_events_inject puts into a vCPU.
+ */
+typedef enum {
+  /**
+   * An external interrupt, of a vector from 32 on.
+   */
+  VMI_INJECTION_KIND_INTERRUPT = 0,
+  /**
+   * An exception that the processor raises, of a vector below 32.
+   */
+  VMI_INJECTION_KIND_EXCEPTION = 1,
+  /**
+   * A page fault (vector 14): CR2 becomes `at`.
+   */
+  VMI_INJECTION_KIND_PAGE_FAULT = 2,
+} vmi_injection_kind;
+
+/**
  * What a vmi_mapping tells.
  */
 typedef enum {
@@ -442,32 +756,6 @@ typedef enum {
    */
   VMI_MAPPING_KIND_UNREADABLE = 2,
 } vmi_mapping_kind;
-
-/**
- * How virtual addresses are translated.
- */
-typedef enum {
-  /**
-   * Not at all, or not known.
-   */
-  VMI_PAGING_MODE_NONE = 0,
-  /**
-   * 32-bit paging, two levels.
-   */
-  VMI_PAGING_MODE_BITS32 = 1,
-  /**
-   * PAE, three levels.
-   */
-  VMI_PAGING_MODE_PAE = 2,
-  /**
-   * 64-bit with four levels.
-   */
-  VMI_PAGING_MODE_LEVEL4 = 3,
-  /**
-   * 64-bit with five levels.
-   */
-  VMI_PAGING_MODE_LEVEL5 = 4,
-} vmi_paging_mode;
 
 /**
  * Why a call failed: kind, message, and how far it got. Made by the call, closed by the caller with vmi_error_close. Never changes; any thread may use it.
@@ -554,39 +842,7 @@ typedef struct vmi_targets vmi_targets;
 typedef struct vmi_threads vmi_threads;
 
 /**
- * A request to be told when a vCPU does something.
- */
-typedef struct {
-  /**
-   * What springs it: a vmi_event_kind up to VMI_EVENT_KIND_ACCESS.
-   */
-  uint32_t kind;
-  /**
-   * First virtual address; of a breakpoint, of the instruction.
-   */
-  uint64_t at;
-  /**
-   * Bytes that are watched; not looked at for breakpoints.
-   */
-  uint64_t length;
-  /**
-   * Only while the vCPU runs on page tables with one of these roots (vmi_guest_get_page_tables); NULL for all.
-   */
-  const uint64_t *roots;
-  /**
-   * How many roots there are.
-   */
-  size_t root_count;
-} vmi_trap;
-
-/**
- * Takes an event, which it may answer by vmi_event_reply; else it answers by what it returns, a vmi_action. Anything else lets the guest go on and ends vmi_events_run with
- * VMI_STATUS_CALLBACK. It may call this library, must not throw a C++ exception or jump out, and must not keep the event.
- */
-typedef uint32_t (*vmi_event_callback)(vmi_event *event, void *user_data);
-
-/**
- * What happened.
+ * What happened. What the kind does not have is 0, or VMI_UNKNOWN_ADDRESS for addresses.
  */
 typedef struct {
   /**
@@ -598,11 +854,11 @@ typedef struct {
    */
   uint32_t vcpu;
   /**
-   * The instruction of a breakpoint, or the memory that was touched; VMI_UNKNOWN_ADDRESS for a step or a stop.
+   * The instruction of a breakpoint, or the memory that was touched; of VMI_EVENT_KIND_MEMORY the guest-physical address.
    */
   uint64_t at;
   /**
-   * The instruction pointer: at the instruction of a breakpoint, behind the one that touched watched memory.
+   * The instruction pointer: behind the instruction that touched watched virtual memory, at the instruction of all others.
    */
   uint64_t instruction;
   /**
@@ -613,6 +869,55 @@ typedef struct {
    * Whether it was answered.
    */
   bool answered;
+  /**
+   * VMI_EVENT_KIND_DESCRIPTOR_TABLE: whether it is written.
+   */
+  bool write;
+  /**
+   * VMI_EVENT_KIND_MEMORY: how it is touched, some of VMI_ACCESS_READ and its siblings.
+   */
+  uint32_t access;
+  /**
+   * VMI_EVENT_KIND_MEMORY: what touches it, a vmi_access_origin.
+   */
+  uint32_t origin;
+  /**
+   * VMI_EVENT_KIND_MEMORY: the view in which it happened; VMI_UNKNOWN_ID where there are none.
+   */
+  uint32_t view;
+  /**
+   * VMI_EVENT_KIND_MEMORY: the linear address.
+   */
+  uint64_t linear;
+  /**
+   * The vmi_control_register, the number of the model-specific register, the leaf of CPUID, the vmi_descriptor_table, the vector of the interrupt, the reason of the exit,
+   * or the hypervisor's number of something other.
+   */
+  uint64_t which;
+  /**
+   * Writes of registers: what is in it when the vCPU goes on, unless that is denied.
+   */
+  uint64_t new_value;
+  /**
+   * Writes of registers: what was in it.
+   */
+  uint64_t old_value;
+  /**
+   * CPUID: the subleaf. Debug exceptions: the conditions in the bits of DR6, or VMI_UNKNOWN_ADDRESS. Interrupts: CR2, for page faults. Exits: the qualification.
+   */
+  uint64_t detail;
+  /**
+   * CPUID, debug exceptions and breakpoints of the guest's own: bytes of the instruction.
+   */
+  uint32_t length;
+  /**
+   * Debug exceptions, breakpoints of the guest's own and interrupts: the kind of event as VMX numbers them (Intel SDM, volume 3, table 25-17).
+   */
+  uint32_t vmx_kind;
+  /**
+   * Interrupts: the error code, where the vector has one.
+   */
+  uint32_t error_code;
 } vmi_event_info;
 
 /**
@@ -716,6 +1021,89 @@ typedef struct {
    */
   uint32_t paging_mode;
 } vmi_registers;
+
+/**
+ * An answer to an event. All zero lets the guest go on.
+ */
+typedef struct {
+  /**
+   * What becomes of what caused it: a vmi_action.
+   */
+  uint32_t action;
+  /**
+   * For VMI_ACTION_EMULATE: a vmi_emulation.
+   */
+  uint32_t emulation;
+  /**
+   * What the emulation reads; not looked at by the others.
+   */
+  const void *bytes;
+  /**
+   * How many bytes there are.
+   */
+  size_t byte_count;
+  /**
+   * Registers to bring to the vCPU before it goes on; NULL for none.
+   */
+  const vmi_registers *registers;
+  /**
+   * Whether it then runs one instruction only, as with VMI_ACTION_STEP.
+   */
+  bool step;
+  /**
+   * Whether it goes on in the view of memory `view`.
+   */
+  bool set_view;
+  /**
+   * A view of vmi_events_create_view; 0 is the guest's memory as it is.
+   */
+  uint32_t view;
+} vmi_reply;
+
+/**
+ * A request to be told when a vCPU does something. What its kind does not need is not looked at, and 0 in a literal that names the rest.
+ */
+typedef struct {
+  /**
+   * What springs it: a vmi_event_kind.
+   */
+  uint32_t kind;
+  /**
+   * First virtual address; of a breakpoint, of the instruction; of VMI_EVENT_KIND_MEMORY the first guest-physical one.
+   */
+  uint64_t at;
+  /**
+   * Bytes that are watched; not looked at for breakpoints.
+   */
+  uint64_t length;
+  /**
+   * Only while the vCPU runs on page tables with one of these roots (vmi_guest_get_page_tables); NULL for all.
+   */
+  const uint64_t *roots;
+  /**
+   * How many roots there are.
+   */
+  size_t root_count;
+  /**
+   * VMI_EVENT_KIND_MEMORY: some of VMI_ACCESS_READ and its siblings.
+   */
+  uint32_t access;
+  /**
+   * A register or vCPU, as the kind says.
+   */
+  uint32_t which;
+  /**
+   * Writes of registers: only if the value changes.
+   */
+  bool on_change;
+} vmi_trap;
+
+/**
+ * Takes an event, which it may answer by vmi_event_reply or vmi_event_answer; else it answers by what it returns, a vmi_action. A number that is none, or an action that the
+ * back end does not have, lets the guest go on and ends vmi_events_run: with VMI_STATUS_CALLBACK the one, with its error the other. It may call this library, must not throw a
+ * C++ exception or jump out, and must not keep the event.
+ */
+typedef uint32_t (*vmi_event_callback)(vmi_event *event, void *user_data);
 
 /**
  * Told how far a long call is: bytes that are done, and of all. It must not close the machine, throw a C++ exception or jump out.
@@ -1142,6 +1530,32 @@ typedef struct {
   uint32_t bit_width;
 } vmi_field;
 
+/**
+ * An interrupt or exception.
+ */
+typedef struct {
+  /**
+   * What it is: a vmi_injection_kind.
+   */
+  uint32_t kind;
+  /**
+   * Its vector; not looked at for page faults.
+   */
+  uint8_t vector;
+  /**
+   * Exceptions: whether the vector has an error code (Intel SDM, volume 3, table 6-1).
+   */
+  bool has_error_code;
+  /**
+   * The error code of an exception or page fault.
+   */
+  uint32_t error_code;
+  /**
+   * Page faults: the linear address.
+   */
+  uint64_t at;
+} vmi_injection;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -1185,7 +1599,39 @@ void vmi_error_close(vmi_error *error);
 const char *vmi_status_name(uint32_t status);
 
 /**
- * Opens an event session: breakpoints, watchpoints, single steps. Closed with vmi_events_close.
+ * What happened.
+ */
+vmi_status vmi_event_get_info(vmi_event *event, vmi_event_info *info, vmi_error **error);
+
+/**
+ * The registers of the vCPU, as they were when it happened.
+ */
+vmi_status vmi_event_get_registers(vmi_event *event, vmi_registers *registers, vmi_error **error);
+
+/**
+ * Answers an event and closes it. `action` is a vmi_action other than VMI_ACTION_END and VMI_ACTION_EMULATE. `registers`, which may be NULL, are brought to the vCPU before it
+ * goes on. With VMI_STATUS_UNSUPPORTED the back end does not have the answer, and the guest goes on as if the event was closed.
+ */
+vmi_status vmi_event_reply(vmi_event *event,
+                           uint32_t action,
+                           const vmi_registers *registers,
+                           vmi_error **error);
+
+/**
+ * As vmi_event_reply, with all that an answer can say.
+ *
+ * # Safety
+ * `registers` of the reply is NULL or good; `bytes` is NULL with a count of 0, or has `byte_count` bytes.
+ */
+vmi_status vmi_event_answer(vmi_event *event, const vmi_reply *reply, vmi_error **error);
+
+/**
+ * Closes an event; the guest goes on if that was not answered yet. NULL and closed ones are left alone.
+ */
+void vmi_event_close(vmi_event *event);
+
+/**
+ * Opens an event session. Closed with vmi_events_close.
  */
 vmi_status vmi_events_open(vmi_machine *machine, vmi_events **events, vmi_error **error);
 
@@ -1228,29 +1674,6 @@ vmi_status vmi_events_run(vmi_events *events,
                           vmi_error **error);
 
 /**
- * What happened.
- */
-vmi_status vmi_event_get_info(vmi_event *event, vmi_event_info *info, vmi_error **error);
-
-/**
- * The registers of the vCPU, as they were when it happened.
- */
-vmi_status vmi_event_get_registers(vmi_event *event, vmi_registers *registers, vmi_error **error);
-
-/**
- * Answers an event and closes it. `action` is VMI_ACTION_RESUME or VMI_ACTION_STEP. `registers`, which may be NULL, are brought to the vCPU before it goes on.
- */
-vmi_status vmi_event_reply(vmi_event *event,
-                           uint32_t action,
-                           const vmi_registers *registers,
-                           vmi_error **error);
-
-/**
- * Closes an event; the guest goes on if that was not answered yet. NULL and closed ones are left alone.
- */
-void vmi_event_close(vmi_event *event);
-
-/**
  * Closes a session: all traps are gone, and the guest runs. NULL and closed ones are left alone.
  */
 void vmi_events_close(vmi_events *events);
@@ -1278,6 +1701,21 @@ vmi_status vmi_guest_get_version(vmi_guest *guest, char **version, vmi_error **e
  * What is remarkable about how this guest was read, one sentence each. Closed with vmi_strings_close.
  */
 vmi_status vmi_guest_get_remarks(vmi_guest *guest, vmi_strings **remarks, vmi_error **error);
+
+/**
+ * Root of the kernel's own page tables (of a Windows guest those of the process System), and how they translate, for vmi_machine_address_space. `mode` may be NULL.
+ */
+vmi_status vmi_guest_get_kernel_page_table(vmi_guest *guest,
+                                           uint64_t *root,
+                                           vmi_paging_mode *mode,
+                                           vmi_error **error);
+
+/**
+ * How far a Linux kernel was moved from where it was linked, in bytes (KASLR). VMI_STATUS_UNSUPPORTED for a system whose kernel has no such place.
+ */
+vmi_status vmi_guest_get_slide(vmi_guest *guest,
+                               uint64_t *slide,
+                               vmi_error **error);
 
 /**
  * Closes a guest. Its machine and what was listed stay. NULL and closed ones are left alone.
@@ -1520,6 +1958,19 @@ vmi_status vmi_options_set_road(vmi_options *options, const char * road, vmi_err
 vmi_status vmi_options_add_symbols(vmi_options *options, const char * path, vmi_error **error);
 
 /**
+ * Lays the image over this one, as a differential snapshot over the full one.
+ */
+vmi_status vmi_options_set_base(vmi_options *options, const char * path, vmi_error **error);
+
+/**
+ * Whether symbol files of Windows that are nowhere on this host are fetched (not 0) from the servers that _NT_SYMBOL_PATH names, or from Microsoft's. VMI_STATUS_UNSUPPORTED
+ * if the library was built without the feature `download`.
+ */
+vmi_status vmi_options_set_download(vmi_options *options,
+                                    uint32_t download,
+                                    vmi_error **error);
+
+/**
  * Closes options. NULL and closed ones are left alone.
  */
 void vmi_options_close(vmi_options *options);
@@ -1746,6 +2197,15 @@ vmi_status vmi_guest_get_field(vmi_guest *guest,
                                vmi_error **error);
 
 /**
+ * The name of a member's type, as in C but for the order of its parts: "struct list_head", "char[16]". Freed with vmi_string_free.
+ */
+vmi_status vmi_guest_get_type_name(vmi_guest *guest,
+                                   const char * structure,
+                                   const char * member,
+                                   char **name,
+                                   vmi_error **error);
+
+/**
  * The size of a structure or union of the kernel, in bytes.
  */
 vmi_status vmi_guest_get_size(vmi_guest *guest, const char * structure, uint64_t *size, vmi_error **error);
@@ -1773,6 +2233,45 @@ vmi_status vmi_guest_get_pointer_size(vmi_guest *guest, uint64_t *size, vmi_erro
  * The version of the library that the program runs with, as "0.1.0". Never freed.
  */
 const char *vmi_version(void);
+
+/**
+ * What the back end can report and do for this guest: a bit for each vmi_event_ability.
+ */
+vmi_status vmi_events_get_abilities(vmi_events *events, uint64_t *abilities, vmi_error **error);
+
+/**
+ * Makes a view: another arrangement of guest-physical memory, in which all of it may be accessed as `rights` says (some of VMI_ACCESS_READ and its siblings). It is gone at
+ * the end of the session, and every vCPU is back in view 0, the memory as it is. Whether an event is held or not, as for all calls of views.
+ */
+vmi_status vmi_events_create_view(vmi_events *events,
+                                  uint32_t rights,
+                                  uint32_t *view,
+                                  vmi_error **error);
+
+/**
+ * Destroys a view; vCPUs in it go to view 0.
+ */
+vmi_status vmi_events_destroy_view(vmi_events *events, uint32_t view, vmi_error **error);
+
+/**
+ * Says how the page at the guest-physical address `page` may be accessed in a view; what is not allowed is an event.
+ */
+vmi_status vmi_events_allow(vmi_events *events, uint32_t view, uint64_t page, uint32_t rights, vmi_error **error);
+
+/**
+ * Shows the page at `instead` where `page` is, in a view; VMI_UNKNOWN_ADDRESS shows the page itself again.
+ */
+vmi_status vmi_events_remap(vmi_events *events, uint32_t view, uint64_t page, uint64_t instead, vmi_error **error);
+
+/**
+ * All vCPUs go on in this view.
+ */
+vmi_status vmi_events_switch_view(vmi_events *events, uint32_t view, vmi_error **error);
+
+/**
+ * Puts an interrupt or exception into a vCPU, which takes it when it goes on.
+ */
+vmi_status vmi_events_inject(vmi_events *events, uint32_t vcpu, const vmi_injection *injection, vmi_error **error);
 
 #ifdef __cplusplus
 }  // extern "C"

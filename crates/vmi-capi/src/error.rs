@@ -4,6 +4,7 @@ use core::ffi::c_char;
 use std::ffi::CString;
 
 use vmi::ErrorKind;
+use vmi::owned::SessionError;
 
 use crate::border::{self, VMI_UNKNOWN_ADDRESS};
 use crate::table::{self, Handle, Object};
@@ -119,17 +120,7 @@ impl Failure {
     /// An error with all its causes.
     #[cold]
     pub(crate) fn of(status: vmi_status, error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !message.contains(&text) {
-                message.push_str(": ");
-                message.push_str(&text);
-            }
-            cause = error.source();
-        }
-        Self::new(status, message)
+        Self::new(status, vmi::with_causes(error))
     }
 }
 
@@ -137,27 +128,41 @@ impl From<vmi::Error> for Failure {
     #[cold]
     fn from(error: vmi::Error) -> Self {
         use vmi_status as S;
-        let (status, address) = match error.kind() {
-            ErrorKind::Hole { at } => (S::Hole, Some(at.get())),
-            ErrorKind::ReadOnly { at } => (S::ReadOnly, Some(at.get())),
-            ErrorKind::Fault(fault) => (S::Fault, Some(fault.at.get())),
-            ErrorKind::PagedOut { at, .. } => (S::PagedOut, Some(at.get())),
-            ErrorKind::OutOfRange { at, .. } => (S::OutOfRange, Some(*at)),
-            ErrorKind::Unterminated { at, .. } => (S::Unterminated, Some(*at)),
-            ErrorKind::Corrupt { at, .. } => (S::Corrupt, Some(at.get())),
-            ErrorKind::Limit { .. } => (S::Limit, None),
-            ErrorKind::NoSymbol { .. } => (S::NoSymbol, None),
-            ErrorKind::NoType { .. } => (S::NoType, None),
-            ErrorKind::NoObject { .. } => (S::NoObject, None),
-            ErrorKind::Changing { .. } => (S::Changing, None),
-            ErrorKind::Gone { .. } => (S::Gone, None),
-            ErrorKind::Unsupported { .. } => (S::Unsupported, None),
-            ErrorKind::Ended { .. } => (S::Ended, None),
-            ErrorKind::Driver { .. } => (S::Driver, None),
-            _ => (S::Other, None),
+        let status = match error.kind() {
+            ErrorKind::Hole { .. } => S::Hole,
+            ErrorKind::ReadOnly { .. } => S::ReadOnly,
+            ErrorKind::Fault(_) => S::Fault,
+            ErrorKind::PagedOut { .. } => S::PagedOut,
+            ErrorKind::OutOfRange { .. } => S::OutOfRange,
+            ErrorKind::Unterminated { .. } => S::Unterminated,
+            ErrorKind::Corrupt { .. } => S::Corrupt,
+            ErrorKind::Limit { .. } => S::Limit,
+            ErrorKind::NoSymbol { .. } => S::NoSymbol,
+            ErrorKind::NoType { .. } => S::NoType,
+            ErrorKind::NoObject { .. } => S::NoObject,
+            ErrorKind::Changing { .. } => S::Changing,
+            ErrorKind::Gone { .. } => S::Gone,
+            ErrorKind::Unsupported { .. } => S::Unsupported,
+            ErrorKind::Ended { .. } => S::Ended,
+            ErrorKind::Driver { .. } => S::Driver,
+            _ => S::Other,
         };
-        let done = error.done();
-        Self { done, address: address.unwrap_or(VMI_UNKNOWN_ADDRESS), ..Self::of(status, &error) }
+        let address = error.kind().address().unwrap_or(VMI_UNKNOWN_ADDRESS);
+        Self { done: error.done(), address, ..Self::of(status, &error) }
+    }
+}
+
+impl From<SessionError> for Failure {
+    #[cold]
+    fn from(error: SessionError) -> Self {
+        let status = match error {
+            SessionError::Guest(error) => return error.into(),
+            SessionError::Busy | SessionError::Held | SessionError::Answered => vmi_status::State,
+            SessionError::Closed => vmi_status::Closed,
+            SessionError::Thread(_) => vmi_status::Driver,
+            _ => vmi_status::Other,
+        };
+        Self::of(status, &error)
     }
 }
 

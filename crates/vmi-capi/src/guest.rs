@@ -1,17 +1,16 @@
 //! The operating system inside a machine.
 
 use core::ffi::c_char;
-use core::fmt;
 use core::mem::MaybeUninit;
 use std::sync::Arc;
 
-use self_cell::self_cell;
-use vmi::{AnyDriver, AttachOptions, ErrorKind, Process, TypeSource, Vmi};
+use vmi::owned::{self, Place};
+use vmi::{Guest as _, System};
 
 use crate::border;
 use crate::error::{Failure, Result, vmi_error, vmi_status};
-use crate::layer::Layer;
 use crate::machine::{Shared, vmi_machine};
+use crate::mappings::{number_of, vmi_paging_mode};
 use crate::options::{self, vmi_options};
 use crate::rows::{self, vmi_strings};
 use crate::table::{self, Handle, Object};
@@ -28,82 +27,26 @@ impl Handle for vmi_guest {
 
 /// A guest in the table.
 #[derive(Debug)]
-pub struct Guest(pub(crate) Arc<Attached>);
+pub struct Guest {
+    pub(crate) guest: owned::Guest,
+    pub(crate) shared: Arc<Shared>,
+}
 
 impl Object for Guest {
     const NAME: &'static str = "vmi_guest";
 }
 
-/// The layer of the system that was found. As a trait object it is covariant in the borrow, whatever the layer keeps.
-type System<'v> = Box<dyn Layer + 'v>;
-
-self_cell!(
-    struct Cell {
-        owner: Arc<Shared>,
-        #[covariant]
-        dependent: System,
-    }
-);
-
-/// A guest together with the machine that it borrows.
-pub struct Attached(Cell);
-
-impl fmt::Debug for Attached {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Attached").field(&self.guest().version()).finish()
-    }
-}
-
-impl Attached {
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        self.0.borrow_owner()
-    }
-
-    pub(crate) fn layer(&self) -> &dyn Layer {
-        &**self.0.borrow_dependent()
-    }
-
-    pub(crate) fn guest(&self) -> &dyn vmi::Guest {
-        self.layer()
-    }
-
-    pub(crate) fn types(&self) -> &dyn TypeSource {
-        self.layer().types()
-    }
-
-    /// The process with this id.
-    pub(crate) fn process(&self, pid: u32) -> Result<Process> {
-        let mut failed = None;
-        for row in self.guest().processes() {
-            match row {
-                Ok(process) if process.pid == pid => return Ok(process),
-                Ok(_) => {}
-                Err(error) => failed = Some(error),
-            }
-        }
-        Err(failed.unwrap_or_else(|| ErrorKind::NoObject { what: format!("process {pid}") }.into()).into())
-    }
-
+impl Guest {
     /// The address of `name` or `name+offset`.
     pub(crate) fn address(&self, text: &str) -> Result<u64> {
-        let (name, offset) = text.split_once('+').unwrap_or((text, "0"));
-        let offset = offset.trim();
-        let parsed = match offset.strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16),
-            None => offset.parse(),
-        };
-        let offset = parsed.map_err(|_| Failure::argument(format!("`{text}`: what is behind the plus is no number")))?;
-        Ok(self.guest().symbols().address(name.trim())?.wrapping_add(offset).get())
+        address(&self.guest, text)
     }
 }
 
-/// Finds the system.
-fn find<'v>(vmi: &'v Vmi<AnyDriver>, known: &AttachOptions) -> Result<System<'v>> {
-    match vmi::attach_system(vmi, known).map_err(|error| Failure::of(vmi_status::Attach, &error))? {
-        vmi::System::Linux(linux) => Ok(linux),
-        vmi::System::Windows(windows) => Ok(windows),
-        _ => Err(Failure::new(vmi_status::Attach, "this system has no layer in the C library")),
-    }
+/// The address of `name` or `name+offset` in a guest.
+pub(crate) fn address(guest: &owned::Guest, text: &str) -> Result<u64> {
+    let place = Place::parse(text).map_err(|error| Failure::argument(error.to_string()))?;
+    Ok(guest.address(place)?.get())
 }
 
 /// Which system a guest runs.
@@ -131,8 +74,8 @@ pub extern "C" fn vmi_guest_attach(
         let guest = border::slot(guest)?;
         let shared = table::get(machine)?.0.clone();
         let known = options::for_attach(options)?;
-        let cell = Cell::try_new(shared.clone(), |shared| find(&shared.vmi, &known))?;
-        shared.put(guest, Guest(Arc::new(Attached(cell))))
+        let found = shared.machine.attach_with(&known).map_err(|error| Failure::of(vmi_status::Attach, &error))?;
+        shared.put(guest, Guest { guest: found, shared: shared.clone() })
     })
 }
 
@@ -145,11 +88,11 @@ pub extern "C" fn vmi_guest_get_system(
 ) -> vmi_status {
     border::call(error, || {
         let place = border::place(system, "the place for the system")?;
-        place.write(match table::get(guest)?.0.layer().system() {
-            "linux" => vmi_system::Linux,
-            "windows" => vmi_system::Windows,
+        place.write(table::get(guest)?.guest.with(|system| match system {
+            System::Linux(_) => vmi_system::Linux,
+            System::Windows(_) => vmi_system::Windows,
             _ => vmi_system::Unknown,
-        });
+        }));
         Ok(())
     })
 }
@@ -163,7 +106,7 @@ pub extern "C" fn vmi_guest_get_version(
 ) -> vmi_status {
     border::call(error, || {
         let place = border::text_place(version)?;
-        place.write(border::owned(border::c_string(&table::get(guest)?.0.guest().version())));
+        place.write(border::owned(border::c_string(&table::get(guest)?.guest.version())));
         Ok(())
     })
 }
@@ -177,7 +120,41 @@ pub extern "C" fn vmi_guest_get_remarks(
 ) -> vmi_status {
     border::call(error, || {
         let remarks = border::slot(remarks)?;
-        remarks.put(rows::strings(table::get(guest)?.0.guest().remarks()))
+        remarks.put(rows::strings(table::get(guest)?.guest.remarks()))
+    })
+}
+
+/// Root of the kernel's own page tables (of a Windows guest those of the process System), and how they translate, for vmi_machine_address_space. `mode` may be NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn vmi_guest_get_kernel_page_table(
+    guest: *mut vmi_guest,
+    root: Option<&mut MaybeUninit<u64>>,
+    mode: Option<&mut MaybeUninit<vmi_paging_mode>>,
+    error: Option<&mut MaybeUninit<*mut vmi_error>>,
+) -> vmi_status {
+    border::call(error, || {
+        let place = border::place(root, "the place for the root")?;
+        let (root, paging) = table::get(guest)?.guest.with(|system| system.page_tables());
+        place.write(root.get());
+        if let Some(mode) = mode {
+            mode.write(number_of(Some(paging)));
+        }
+        Ok(())
+    })
+}
+
+/// How far a Linux kernel was moved from where it was linked, in bytes (KASLR). VMI_STATUS_UNSUPPORTED for a system whose kernel has no such place.
+#[unsafe(no_mangle)]
+pub extern "C" fn vmi_guest_get_slide(
+    guest: *mut vmi_guest,
+    slide: Option<&mut MaybeUninit<u64>>,
+    error: Option<&mut MaybeUninit<*mut vmi_error>>,
+) -> vmi_status {
+    border::call(error, || {
+        let place = border::place(slide, "the place for the slide")?;
+        let none = || Failure::new(vmi_status::Unsupported, "the kernel of this system is linked for no place");
+        place.write(table::get(guest)?.guest.with(|system| system.slide())?.ok_or_else(none)?);
+        Ok(())
     })
 }
 
@@ -186,7 +163,7 @@ pub extern "C" fn vmi_guest_get_remarks(
 pub extern "C" fn vmi_guest_close(guest: *mut vmi_guest) {
     border::plain((), || {
         if let Ok(object) = table::get(guest) {
-            object.0.shared().close_child(guest);
+            object.shared.close_child(guest);
         }
     });
 }

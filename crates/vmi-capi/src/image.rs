@@ -70,7 +70,7 @@ pub extern "C" fn vmi_machine_write_image(
                 progress(done, all, user_data);
             }
         };
-        let summary = vmi::file::write::image(&machine.0.vmi, path, format, report);
+        let summary = vmi::file::write::image(machine.vmi(), path, format, report);
         let summary = summary.map_err(|error| Failure::of(vmi_status::WriteImage, &error))?;
         if let Some(written) = written {
             written.write(vmi_written { memory: summary.memory, stored: summary.stored, unreadable: summary.unreadable_bytes() });

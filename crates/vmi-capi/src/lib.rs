@@ -7,17 +7,16 @@
 //!   `None`), [`border::Text`] for a string, plain numbers for what C could get wrong as an enumeration. Only buffers with a length need an
 //!   `unsafe` block at their use.
 //! - Objects are `Send + Sync` and counted: closing one in a thread lets calls in other threads end first.
-//! - The operating-system layers borrow the machine that they read: `guest` keeps both together (crate `self_cell`). An event session lives in a thread of its
-//!   own, as an event borrows its session.
+//! - What handles stand for are the owned objects of the facade (`vmi::owned`): machines, guests, memories, pauses, event sessions.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects))]
 #![allow(non_camel_case_types, reason = "the names of C")]
 
 pub mod border;
 pub mod error;
+pub mod event;
 pub mod events;
 pub mod guest;
 pub mod image;
-pub mod layer;
 pub mod machine;
 pub mod mappings;
 pub mod memory;
@@ -26,12 +25,12 @@ pub mod pause;
 pub mod processes;
 pub mod registers;
 pub mod rows;
-mod session;
 pub mod snapshot;
-mod source;
 pub mod symbols;
 pub mod system_lists;
 pub mod table;
 pub mod targets;
+pub mod trap;
 pub mod types;
 pub mod version;
+pub mod views;

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vmi::{AnyDriver, Driver as _, Liveness, Target, Vcpus as _, Vmi};
+use vmi::{AnyDriver, Capability, Driver as _, Liveness, Target, Vcpus as _, Vmi, owned};
 
 use crate::border::{self, Slot, Text};
 use crate::error::{Failure, Result, vmi_error, vmi_status};
@@ -30,9 +30,7 @@ pub struct Machine(pub(crate) Arc<Shared>);
 
 /// A machine, as all that reads it shares it.
 pub struct Shared {
-    pub(crate) vmi: Vmi<AnyDriver>,
-    /// Whether an event session is open: two on one machine would take each other's events.
-    pub(crate) in_session: AtomicBool,
+    pub(crate) machine: owned::Machine,
     /// Handles of what came from it, which end with it.
     children: Mutex<HashSet<usize>>,
     closed: AtomicBool,
@@ -40,7 +38,7 @@ pub struct Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("vmi", &self.vmi).finish_non_exhaustive()
+        f.debug_struct("Shared").field("machine", &self.machine).finish_non_exhaustive()
     }
 }
 
@@ -55,9 +53,12 @@ impl Object for Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(vmi: Vmi<AnyDriver>) -> Self {
-        let (children, closed) = (Mutex::default(), AtomicBool::new(false));
-        Self(Arc::new(Shared { vmi, in_session: AtomicBool::new(false), children, closed }))
+    pub(crate) fn new(machine: owned::Machine) -> Self {
+        Self(Arc::new(Shared { machine, children: Mutex::default(), closed: AtomicBool::new(false) }))
+    }
+
+    pub(crate) fn vmi(&self) -> &Vmi<AnyDriver> {
+        self.0.machine.vmi()
     }
 }
 
@@ -139,7 +140,7 @@ pub extern "C" fn vmi_machine_open(
         let target = Target::from(target.path("the target")?.into_os_string());
         let options = options::for_open(options)?;
         let opened = vmi::open_with(target, options).map_err(|error| Failure::of(vmi_status::Open, &error))?;
-        machine.put(Machine::new(opened))
+        machine.put(Machine::new(owned::Machine::new(opened)))
     })
 }
 
@@ -153,22 +154,23 @@ pub extern "C" fn vmi_machine_get_info(
     border::call(error, || {
         let info = border::place(info, "the place for the information")?;
         let machine = table::get(machine)?;
-        let vmi = &machine.0.vmi;
+        let vmi = machine.vmi();
         let driver = vmi.driver();
-        let can = [
-            (VMI_CAN_WRITE_MEMORY, driver.write_memory().is_some()),
-            (VMI_CAN_READ_REGISTERS, driver.vcpus().is_some()),
-            (VMI_CAN_WRITE_REGISTERS, driver.write_vcpus().is_some()),
-            (VMI_CAN_PAUSE, driver.control().is_some()),
-            (VMI_CAN_REPORT_EVENTS, driver.events().is_some()),
-        ];
+        let bit = |capability| match capability {
+            Capability::WriteMemory => VMI_CAN_WRITE_MEMORY,
+            Capability::Vcpus => VMI_CAN_READ_REGISTERS,
+            Capability::WriteVcpus => VMI_CAN_WRITE_REGISTERS,
+            Capability::Control => VMI_CAN_PAUSE,
+            Capability::Events => VMI_CAN_REPORT_EVENTS,
+            _ => 0,
+        };
         let memory = &vmi.machine().memory;
         info.write(vmi_machine_info {
             memory_size: memory.total(),
             memory_end: memory.end().get(),
             region_count: memory.regions().len(),
             vcpu_count: driver.vcpu_count(),
-            capabilities: can.into_iter().filter(|(_, has)| *has).fold(0, |all, (bit, _)| all | bit),
+            capabilities: machine.0.machine.capabilities().into_iter().fold(0, |all, capability| all | bit(capability)),
             frozen: vmi.machine().liveness == Liveness::Frozen,
         });
         Ok(())
@@ -184,7 +186,7 @@ pub extern "C" fn vmi_machine_get_name(
 ) -> vmi_status {
     border::call(error, || {
         let place = border::text_place(name)?;
-        place.write(border::owned(border::c_string(&table::get(machine)?.0.vmi.machine().name)));
+        place.write(border::owned(border::c_string(&table::get(machine)?.vmi().machine().name)));
         Ok(())
     })
 }
@@ -204,7 +206,7 @@ pub unsafe extern "C" fn vmi_machine_get_memory_map(
     border::call(error, || {
         let count = border::place(count, "the place for the count")?;
         let machine = table::get(machine)?;
-        let all = machine.0.vmi.machine().memory.regions().iter();
+        let all = machine.vmi().machine().memory.regions().iter();
         let all: Vec<_> = all.map(|region| vmi_region { start: region.start().get(), end: region.end().get() }).collect();
         // SAFETY: the caller's promise.
         unsafe { border::put_items(regions, capacity, &all) }?;
@@ -216,7 +218,7 @@ pub unsafe extern "C" fn vmi_machine_get_memory_map(
 /// Whether the machine is still there: VMI_STATUS_ENDED if not. Mapped memory stays readable after its guest has ended.
 #[unsafe(no_mangle)]
 pub extern "C" fn vmi_machine_check(machine: *mut vmi_machine, error: Option<&mut MaybeUninit<*mut vmi_error>>) -> vmi_status {
-    border::call(error, || Ok(table::get(machine)?.0.vmi.driver().check()?))
+    border::call(error, || Ok(table::get(machine)?.vmi().driver().check()?))
 }
 
 /// Closes a machine, and all guests, memories, pauses and event sessions that came from it: their handles answer VMI_STATUS_CLOSED from now on, and a guest that was

@@ -114,7 +114,7 @@ pub extern "C" fn vmi_machine_each_mapping(
             user: false,
             message: ptr::null(),
         };
-        for found in mode.mappings(&machine.0.vmi, PhysAddr::new(root), range) {
+        for found in mode.mappings(machine.vmi(), PhysAddr::new(root), range) {
             let mut text = None;
             let mapping = match found {
                 Ok(Mapping::Pages(run)) => vmi_mapping {

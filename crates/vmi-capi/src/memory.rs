@@ -3,15 +3,16 @@
 use core::ffi::{c_char, c_void};
 use core::mem::MaybeUninit;
 use std::ffi::CString;
+use std::sync::Arc;
 
-use vmi::PhysAddr;
+use vmi::owned::{self, AnyAddr};
+use vmi::{Memory as _, PhysAddr, VirtAddr};
 
 use crate::border::{self, Slot, Text};
 use crate::error::{Failure, Result, vmi_error, vmi_status};
-use crate::guest::vmi_guest;
-use crate::machine::vmi_machine;
+use crate::guest::{self, vmi_guest};
+use crate::machine::{Shared, vmi_machine};
 use crate::mappings::mode_of;
-use crate::source::{Reader, Source};
 use crate::table::{self, Handle, Object};
 
 /// Memory that addresses are of: guest-physical, of the kernel, of a process, of any page tables. Any thread may use it, several at once.
@@ -23,18 +24,25 @@ pub struct vmi_memory {
 }
 
 impl Handle for vmi_memory {
-    type Object = Reader;
+    type Object = Memory;
 }
 
-impl Object for Reader {
+/// A memory in the table.
+#[derive(Debug)]
+pub struct Memory {
+    memory: owned::Memory,
+    shared: Arc<Shared>,
+}
+
+impl Object for Memory {
     const NAME: &'static str = "vmi_memory";
 }
 
 /// Strings beyond this are refused: no limit that a caller passes by mistake makes this process take all memory.
 const MAX_STRING: usize = 64 << 20;
 
-fn put(slot: Slot<'_, vmi_memory>, reader: Reader) -> Result<()> {
-    reader.shared.clone().put(slot, reader)
+fn put(slot: Slot<'_, vmi_memory>, shared: &Arc<Shared>, memory: owned::Memory) -> Result<()> {
+    shared.put(slot, Memory { memory, shared: shared.clone() })
 }
 
 /// The guest-physical memory of a machine. Closed with vmi_memory_close.
@@ -44,7 +52,11 @@ pub extern "C" fn vmi_machine_physical_memory(
     memory: Option<&mut MaybeUninit<*mut vmi_memory>>,
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
-    border::call(error, || put(border::slot(memory)?, Reader::new(table::get(machine)?.0.clone(), Source::Physical)))
+    border::call(error, || {
+        let memory = border::slot(memory)?;
+        let shared = &table::get(machine)?.0;
+        put(memory, shared, shared.machine.memory())
+    })
 }
 
 /// The memory that the page tables at `root` map. `mode` is a vmi_paging_mode. Closed with vmi_memory_close.
@@ -58,8 +70,9 @@ pub extern "C" fn vmi_machine_address_space(
 ) -> vmi_status {
     border::call(error, || {
         let memory = border::slot(memory)?;
-        let source = Source::Tables { root: PhysAddr::new(root), mode: mode_of(mode)? };
-        put(memory, Reader::new(table::get(machine)?.0.clone(), source))
+        let mode = mode_of(mode)?;
+        let shared = &table::get(machine)?.0;
+        put(memory, shared, shared.machine.address_space(PhysAddr::new(root), mode))
     })
 }
 
@@ -72,8 +85,8 @@ pub extern "C" fn vmi_guest_kernel_memory(
 ) -> vmi_status {
     border::call(error, || {
         let memory = border::slot(memory)?;
-        let guest = table::get(guest)?.0.clone();
-        put(memory, Reader::new(guest.shared().clone(), Source::Kernel(guest)))
+        let guest = table::get(guest)?;
+        put(memory, &guest.shared, guest.guest.kernel_memory())
     })
 }
 
@@ -87,9 +100,9 @@ pub extern "C" fn vmi_guest_process_memory(
 ) -> vmi_status {
     border::call(error, || {
         let memory = border::slot(memory)?;
-        let guest = table::get(guest)?.0.clone();
-        guest.process(pid)?;
-        put(memory, Reader::new(guest.shared().clone(), Source::Process { guest, pid }))
+        let guest = table::get(guest)?;
+        guest.guest.process(pid)?;
+        put(memory, &guest.shared, guest.guest.process_memory(pid))
     })
 }
 
@@ -109,7 +122,7 @@ pub unsafe extern "C" fn vmi_machine_read(
         let machine = table::get(machine)?;
         // SAFETY: the caller's promise.
         let buffer = unsafe { border::bytes_to_fill(buffer, length) }?;
-        Ok(vmi::Memory::read_into(&machine.0.vmi, PhysAddr::new(at), buffer)?)
+        Ok(machine.vmi().read_into(PhysAddr::new(at), buffer)?)
     })
 }
 
@@ -129,7 +142,7 @@ pub unsafe extern "C" fn vmi_machine_write(
         let machine = table::get(machine)?;
         // SAFETY: the caller's promise.
         let data = unsafe { border::bytes_given(data, length) }?;
-        Ok(machine.0.vmi.write(PhysAddr::new(at), data)?)
+        Ok(machine.vmi().write(PhysAddr::new(at), data)?)
     })
 }
 
@@ -149,7 +162,7 @@ pub unsafe extern "C" fn vmi_memory_read(
         let memory = table::get(memory)?;
         // SAFETY: the caller's promise.
         let buffer = unsafe { border::bytes_to_fill(buffer, length) }?;
-        Ok(memory.with(|memory| memory.fill(at, buffer))?)
+        Ok(memory.memory.read_into(AnyAddr(at), buffer)?)
     })
 }
 
@@ -170,7 +183,7 @@ pub unsafe extern "C" fn vmi_memory_read_symbol(
         // SAFETY: the caller's promise.
         let buffer = unsafe { border::bytes_to_fill(buffer, length) }?;
         let at = at_symbol(&memory, &symbol)?;
-        Ok(memory.with(|memory| memory.fill(at, buffer))?)
+        Ok(memory.memory.read_into(AnyAddr(at), buffer)?)
     })
 }
 
@@ -190,13 +203,13 @@ pub unsafe extern "C" fn vmi_memory_write_symbol(
         let memory = table::get(memory)?;
         // SAFETY: the caller's promise.
         let data = unsafe { border::bytes_given(data, length) }?;
-        Ok(memory.write(at_symbol(&memory, &symbol)?, data)?)
+        Ok(memory.memory.write(AnyAddr(at_symbol(&memory, &symbol)?), data)?)
     })
 }
 
-fn at_symbol(memory: &Reader, symbol: &Text) -> Result<u64> {
-    let guest = memory.guest().ok_or_else(|| Failure::argument("memory of a machine has no symbols: use that of a guest"))?;
-    guest.address(symbol.required("the symbol")?)
+fn at_symbol(memory: &Memory, symbol: &Text) -> Result<u64> {
+    let no_guest = || Failure::argument("memory of a machine has no symbols: use that of a guest");
+    guest::address(memory.memory.guest().ok_or_else(no_guest)?, symbol.required("the symbol")?)
 }
 
 /// A part of a buffer, as offsets into it.
@@ -229,7 +242,7 @@ pub unsafe extern "C" fn vmi_memory_read_lossy(
         let memory = table::get(memory)?;
         // SAFETY: the caller's promise.
         let buffer = unsafe { border::bytes_to_fill(buffer, length) }?;
-        let ranges = memory.with(|memory| memory.fill_lossy(at, buffer))?;
+        let ranges = memory.memory.read_lossy(AnyAddr(at), buffer)?;
         let ranges: Vec<_> = ranges.into_iter().map(|range| vmi_range { start: range.start, end: range.end }).collect();
         // SAFETY: the caller's promise.
         unsafe { border::put_items(padded, capacity, &ranges) }?;
@@ -242,7 +255,7 @@ pub unsafe extern "C" fn vmi_memory_read_lossy(
 
 fn number<const N: usize>(memory: *mut vmi_memory, at: u64) -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    table::get(memory)?.with(|memory| memory.fill(at, &mut bytes))?;
+    table::get(memory)?.memory.read_into(AnyAddr(at), &mut bytes)?;
     Ok(bytes)
 }
 
@@ -313,7 +326,7 @@ pub extern "C" fn vmi_memory_read_string(
 ) -> vmi_status {
     border::call(error, || {
         let place = border::text_place(string)?;
-        let bytes = table::get(memory)?.with(|memory| memory.c_string(at, limit.min(MAX_STRING)))?;
+        let bytes = table::get(memory)?.memory.read_c_string(AnyAddr(at), limit.min(MAX_STRING))?;
         let string = CString::new(bytes).map_err(|error| Failure::of(vmi_status::Internal, &error))?;
         place.write(border::owned(string));
         Ok(())
@@ -331,7 +344,7 @@ pub extern "C" fn vmi_memory_read_utf16(
 ) -> vmi_status {
     border::call(error, || {
         let place = border::text_place(string)?;
-        let units = table::get(memory)?.with(|memory| memory.utf16(at, limit.min(MAX_STRING)))?;
+        let units = table::get(memory)?.memory.read_utf16(AnyAddr(at), limit.min(MAX_STRING))?;
         place.write(border::owned(border::c_string(&String::from_utf16_lossy(&units))));
         Ok(())
     })
@@ -353,7 +366,7 @@ pub unsafe extern "C" fn vmi_memory_write(
         let memory = table::get(memory)?;
         // SAFETY: the caller's promise.
         let data = unsafe { border::bytes_given(data, length) }?;
-        Ok(memory.write(at, data)?)
+        Ok(memory.memory.write(AnyAddr(at), data)?)
     })
 }
 
@@ -370,7 +383,7 @@ pub extern "C" fn vmi_memory_view(
         let data = border::place(data, "the place for the data")?;
         data.write(core::ptr::null());
         let memory = table::get(memory)?;
-        let lent = memory.with(|memory| Ok(memory.lent(at, length).map(<[u8]>::as_ptr)))?;
+        let lent = memory.memory.slice(AnyAddr(at), length).map(<[u8]>::as_ptr);
         let why = "this memory cannot be lent: it belongs to a running guest, or is not mapped in one piece; read it, or take a snapshot";
         data.write(lent.ok_or_else(|| Failure::new(vmi_status::Unsupported, why))?);
         Ok(())
@@ -404,10 +417,10 @@ pub extern "C" fn vmi_memory_translate(
     border::call(error, || {
         let place = border::place(translation, "the place for the translation")?;
         let memory = table::get(memory)?;
-        if memory.is_physical() {
+        if memory.memory.is_physical() {
             return Err(Failure::argument("guest-physical addresses are not translated"));
         }
-        let found = memory.translate(at)?;
+        let found = memory.memory.translate(VirtAddr::new(at))?;
         let vmi::Access { write, execute, user } = found.access;
         place.write(vmi_translation { at: found.at.get(), page_size: found.page_size(), write, execute, user });
         Ok(())

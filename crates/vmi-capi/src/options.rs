@@ -30,8 +30,10 @@ pub struct Options(Mutex<Values>);
 struct Values {
     raw_map: Option<RawMap>,
     allow_truncated: bool,
+    base: Option<PathBuf>,
     road: Option<Road>,
     symbols: Vec<PathBuf>,
+    download: bool,
 }
 
 impl Object for Options {
@@ -52,10 +54,13 @@ fn values(options: *mut vmi_options) -> Result<Values> {
 /// For opening.
 #[allow(clippy::needless_update, reason = "with more back ends there are more options")]
 pub(crate) fn for_open(options: *mut vmi_options) -> Result<vmi::Options> {
-    let Values { raw_map, allow_truncated, road, .. } = values(options)?;
+    let Values { raw_map, allow_truncated, base, road, .. } = values(options)?;
     let mut image = OpenOptions::new().allow_truncated(allow_truncated);
     if let Some(map) = raw_map {
         image = image.raw_map(map);
+    }
+    if let Some(base) = base {
+        image = image.base(base);
     }
     let mut qemu = vmi::kvm::Options::new();
     if let Some(road) = road {
@@ -66,9 +71,21 @@ pub(crate) fn for_open(options: *mut vmi_options) -> Result<vmi::Options> {
 
 /// For attaching.
 pub(crate) fn for_attach(options: *mut vmi_options) -> Result<AttachOptions> {
-    let symbols = values(options)?.symbols;
+    let Values { symbols, download, .. } = values(options)?;
     let known = symbols.iter().try_fold(AttachOptions::new(), AttachOptions::symbols);
-    known.map_err(|error| Failure::of(vmi_status::Attach, &error))
+    let known = known.map_err(|error| Failure::of(vmi_status::Attach, &error))?;
+    Ok(if download { with_downloads(known) } else { known })
+}
+
+#[cfg(feature = "download")]
+fn with_downloads(known: AttachOptions) -> AttachOptions {
+    known.download()
+}
+
+/// Refused by `vmi_options_set_download`.
+#[cfg(not(feature = "download"))]
+fn with_downloads(known: AttachOptions) -> AttachOptions {
+    known
 }
 
 /// Makes options that say nothing yet. Closed with vmi_options_close.
@@ -134,6 +151,39 @@ pub extern "C" fn vmi_options_add_symbols(
         let options = table::get(options)?;
         let path = path.path("the path")?;
         options.values().symbols.push(path);
+        Ok(())
+    })
+}
+
+/// Lays the image over this one, as a differential snapshot over the full one.
+#[unsafe(no_mangle)]
+pub extern "C" fn vmi_options_set_base(
+    options: *mut vmi_options,
+    path: Text,
+    error: Option<&mut MaybeUninit<*mut vmi_error>>,
+) -> vmi_status {
+    border::call(error, || {
+        let options = table::get(options)?;
+        let path = path.path("the path")?;
+        options.values().base = Some(path);
+        Ok(())
+    })
+}
+
+/// Whether symbol files of Windows that are nowhere on this host are fetched (not 0) from the servers that _NT_SYMBOL_PATH names, or from Microsoft's. VMI_STATUS_UNSUPPORTED
+/// if the library was built without the feature `download`.
+#[unsafe(no_mangle)]
+pub extern "C" fn vmi_options_set_download(
+    options: *mut vmi_options,
+    download: u32,
+    error: Option<&mut MaybeUninit<*mut vmi_error>>,
+) -> vmi_status {
+    border::call(error, || {
+        let options = table::get(options)?;
+        if download != 0 && !cfg!(feature = "download") {
+            return Err(Failure::new(vmi_status::Unsupported, "this library was built without the feature `download`"));
+        }
+        options.values().download = download != 0;
         Ok(())
     })
 }

@@ -4,11 +4,10 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use self_cell::self_cell;
-use vmi::AnyDriver;
+use vmi::owned;
 
 use crate::border;
-use crate::error::{Result, vmi_error, vmi_status};
+use crate::error::{vmi_error, vmi_status};
 use crate::machine::{Shared, vmi_machine};
 use crate::table::{self, Handle, Object};
 
@@ -22,20 +21,10 @@ impl Handle for vmi_pause {
     type Object = Pause;
 }
 
-type Guard<'v> = vmi::Paused<'v, AnyDriver>;
-
-self_cell!(
-    struct PausedMachine {
-        owner: Arc<Shared>,
-        #[covariant]
-        dependent: Guard,
-    }
-);
-
 /// The pause, until it ends.
 pub struct Pause {
     shared: Arc<Shared>,
-    guard: Mutex<Option<PausedMachine>>,
+    guard: Mutex<Option<owned::Paused>>,
 }
 
 impl fmt::Debug for Pause {
@@ -63,7 +52,7 @@ pub extern "C" fn vmi_machine_pause(
     border::call(error, || {
         let pause = border::slot(pause)?;
         let shared = table::get(machine)?.0.clone();
-        let guard = PausedMachine::try_new(shared.clone(), |shared| -> Result<_> { Ok(shared.vmi.pause()?) })?;
+        let guard = shared.machine.pause()?;
         shared.put(pause, Pause { shared: shared.clone(), guard: Mutex::new(Some(guard)) })
     })
 }

@@ -7,7 +7,7 @@ use core::sync::atomic::AtomicPtr;
 use std::ffi::CString;
 use std::time::UNIX_EPOCH;
 
-use vmi::{PhysAddr, VcpuId};
+use vmi::{Guest as _, PhysAddr, VcpuId};
 
 use crate::border::{self, VMI_UNKNOWN_ADDRESS, VMI_UNKNOWN_ID};
 use crate::error::{vmi_error, vmi_status};
@@ -162,7 +162,7 @@ pub extern "C" fn vmi_guest_list_processes(
     processes: Option<&mut MaybeUninit<*mut vmi_processes>>,
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
-    list(guest, processes, error, |guest| Ok(List::of(guest.guest().processes(), ProcessRow::from)))
+    list(guest, processes, error, |guest| Ok(List::of(guest.processes(), ProcessRow::from)))
 }
 
 /// The process with this id, as a list of one; VMI_STATUS_NO_OBJECT if there is none. Closed with vmi_processes_close.
@@ -184,7 +184,7 @@ pub extern "C" fn vmi_guest_running_on(
     processes: Option<&mut MaybeUninit<*mut vmi_processes>>,
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
-    list(guest, processes, error, |guest| Ok(List::new(vec![Ok(guest.guest().running_on(VcpuId(vcpu))?.into())])))
+    list(guest, processes, error, |guest| Ok(List::new(vec![Ok(guest.running_on(VcpuId(vcpu))?.into())])))
 }
 
 /// The process whose page tables start at `root`, as a list of one, or of none. Closed with vmi_processes_close.
@@ -196,7 +196,7 @@ pub extern "C" fn vmi_guest_process_of(
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
     list(guest, processes, error, |guest| {
-        let found = guest.guest().process_of(PhysAddr::new(root))?;
+        let found = guest.process_of(PhysAddr::new(root))?;
         Ok(List::new(found.into_iter().map(|process| Ok(process.into())).collect()))
     })
 }
@@ -235,8 +235,8 @@ pub unsafe extern "C" fn vmi_guest_get_page_tables(
     border::call(error, || {
         let count = border::place(count, "the place for the count")?;
         let guest = table::get(guest)?;
-        let process = guest.0.process(pid)?;
-        let all: Vec<u64> = guest.0.guest().page_tables(&process).into_iter().map(PhysAddr::get).collect();
+        let process = guest.guest.process(pid)?;
+        let all: Vec<u64> = guest.guest.page_tables(&process).into_iter().map(PhysAddr::get).collect();
         // SAFETY: the caller's promise.
         unsafe { border::put_items(roots, capacity, &all) }?;
         count.write(all.len());
@@ -252,7 +252,7 @@ pub extern "C" fn vmi_guest_get_environment(
     environment: Option<&mut MaybeUninit<*mut vmi_strings>>,
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
-    list(guest, environment, error, |guest| Ok(strings(guest.layer().environment(&guest.process(pid)?)?)))
+    list(guest, environment, error, |guest| Ok(strings(guest.environment(&guest.process(pid)?)?)))
 }
 
 /// The path of the program that a process runs, as the kernel knows it; NULL if it has none. Freed with vmi_string_free.
@@ -266,7 +266,7 @@ pub extern "C" fn vmi_guest_get_executable(
     border::call(error, || {
         let place = border::text_place(path)?;
         let guest = table::get(guest)?;
-        if let Some(path) = guest.0.layer().executable(&guest.0.process(pid)?)? {
+        if let Some(path) = guest.guest.executable(&guest.guest.process(pid)?)? {
             place.write(border::owned(border::c_string(&path)));
         }
         Ok(())
@@ -281,7 +281,7 @@ pub extern "C" fn vmi_guest_list_threads(
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
     let row = |row: vmi::Thread| ThreadRow { name: border::c_string(&row.name), row };
-    list(guest, threads, error, |guest| Ok(List::of(guest.guest().threads(), row)))
+    list(guest, threads, error, |guest| Ok(List::of(guest.threads(), row)))
 }
 
 /// The next thread; see vmi_processes_next.

@@ -244,7 +244,7 @@ pub extern "C" fn vmi_machine_get_registers(
 ) -> vmi_status {
     border::call(error, || {
         let place = border::place(registers, "the place for the registers")?;
-        let values = table::get(machine)?.0.vmi.registers(VcpuId(vcpu))?;
+        let values = table::get(machine)?.vmi().registers(VcpuId(vcpu))?;
         place.write((&values).into());
         Ok(())
     })
@@ -260,7 +260,7 @@ pub extern "C" fn vmi_machine_set_registers(
 ) -> vmi_status {
     border::call(error, || {
         let registers = registers.ok_or_else(|| Failure::null("the registers"))?;
-        Ok(table::get(machine)?.0.vmi.set_registers(VcpuId(vcpu), &registers.into())?)
+        Ok(table::get(machine)?.vmi().set_registers(VcpuId(vcpu), &registers.into())?)
     })
 }
 

@@ -9,9 +9,11 @@ use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::ffi::CString;
 
+use vmi::owned;
+
 use crate::border;
 use crate::error::{Failure, Result, vmi_error, vmi_status};
-use crate::guest::{Attached, vmi_guest};
+use crate::guest::vmi_guest;
 use crate::table::{self, Handle, Object};
 
 /// A row with the strings that C sees of it.
@@ -107,12 +109,12 @@ pub(crate) fn list<H: Handle<Object = List<R>>, R: Row>(
     guest: *mut vmi_guest,
     out: Option<&mut MaybeUninit<*mut H>>,
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
-    read: impl FnOnce(&Attached) -> Result<List<R>>,
+    read: impl FnOnce(&owned::Guest) -> Result<List<R>>,
 ) -> vmi_status {
     border::call(error, || {
         let slot = border::slot(out)?;
         let guest = table::get(guest)?;
-        slot.put(read(&guest.0)?)
+        slot.put(read(&guest.guest)?)
     })
 }
 

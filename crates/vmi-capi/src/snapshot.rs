@@ -2,36 +2,10 @@
 
 use core::mem::MaybeUninit;
 
-use vmi::x86::X86;
-use vmi::{AnyDriver, Driver, GuestMapping, MachineInfo, PhysAddr, Snapshot, Vcpus, Vmi};
-
 use crate::border;
 use crate::error::{vmi_error, vmi_status};
 use crate::machine::{Machine, vmi_machine};
 use crate::table;
-
-/// The driver of a snapshot, out of the handle that the library gives on it.
-struct Frozen(Vmi<Snapshot<X86>>);
-
-impl Driver for Frozen {
-    type Arch = X86;
-
-    fn machine(&self) -> &MachineInfo {
-        self.0.machine()
-    }
-
-    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> vmi::Result<()> {
-        self.0.driver().read(at, buf)
-    }
-
-    fn mapping(&self) -> Option<&GuestMapping> {
-        self.0.driver().mapping()
-    }
-
-    fn vcpus(&self) -> Option<&dyn Vcpus<Arch = X86>> {
-        self.0.driver().vcpus()
-    }
-}
 
 /// How a snapshot was made.
 #[repr(C)]
@@ -58,8 +32,7 @@ pub extern "C" fn vmi_machine_snapshot(
     border::call(error, || {
         let snapshot = border::slot(snapshot)?;
         let machine = table::get(machine)?;
-        let frozen = machine.0.vmi.snapshot()?;
-        let made = frozen.driver().report();
+        let (frozen, made) = machine.0.machine.snapshot()?;
         let nanoseconds = |time: core::time::Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let made = vmi_snapshot_report {
             stood_still: nanoseconds(made.stood_still),
@@ -67,7 +40,7 @@ pub extern "C" fn vmi_machine_snapshot(
             resident: made.resident,
             missing: made.missing.iter().fold(0, |sum, region| sum.saturating_add(region.len())),
         };
-        snapshot.put(Machine::new(Vmi::new(AnyDriver::new(Frozen(frozen)))))?;
+        snapshot.put(Machine::new(frozen))?;
         if let Some(report) = report {
             report.write(made);
         }

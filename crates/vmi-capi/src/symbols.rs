@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use core::ptr;
 use std::ffi::CString;
 
-use vmi::VirtAddr;
+use vmi::{Guest as _, VirtAddr};
 
 use crate::border::{self, Text};
 use crate::error::{Failure, vmi_error, vmi_status};
@@ -85,7 +85,7 @@ pub extern "C" fn vmi_guest_get_address(
 ) -> vmi_status {
     border::call(error, || {
         let place = border::place(address, "the place for the address")?;
-        place.write(table::get(guest)?.0.address(symbol.required("the symbol")?)?);
+        place.write(table::get(guest)?.address(symbol.required("the symbol")?)?);
         Ok(())
     })
 }
@@ -101,7 +101,7 @@ pub extern "C" fn vmi_guest_list_symbols(
     border::call(error, || {
         let slot = border::slot(found)?;
         let guest = table::get(guest)?;
-        let all = guest.0.guest().symbols();
+        let all = guest.guest.symbols();
         slot.put(match name.bytes() {
             None => symbols(all.iter()),
             Some(_) => symbols(all.all(name.required("the name")?)),
@@ -119,7 +119,7 @@ pub extern "C" fn vmi_guest_list_symbols_at(
 ) -> vmi_status {
     border::call(error, || {
         let slot = border::slot(found)?;
-        slot.put(symbols(table::get(guest)?.0.guest().symbols().at(VirtAddr::new(at))))
+        slot.put(symbols(table::get(guest)?.guest.symbols().at(VirtAddr::new(at))))
     })
 }
 
@@ -137,7 +137,7 @@ pub extern "C" fn vmi_guest_get_nearest_symbol(
         let offset = border::place(offset, "the place for the offset")?;
         let guest = table::get(guest)?;
         let none = || Failure::new(vmi_status::NoSymbol, format!("no symbol at or below {at:#x}"));
-        let (symbol, above) = guest.0.guest().symbols().nearest(VirtAddr::new(at)).ok_or_else(none)?;
+        let (symbol, above) = guest.guest.symbols().nearest(VirtAddr::new(at)).ok_or_else(none)?;
         offset.write(above);
         name.write(border::owned(border::c_string(symbol.name)));
         Ok(())

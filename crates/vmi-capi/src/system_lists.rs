@@ -4,6 +4,8 @@ use core::ffi::c_char;
 use core::mem::MaybeUninit;
 use std::ffi::CString;
 
+use vmi::Guest as _;
+
 use crate::border::{self, VMI_UNKNOWN_ID};
 use crate::error::{vmi_error, vmi_status};
 use crate::guest::vmi_guest;
@@ -168,7 +170,7 @@ pub extern "C" fn vmi_guest_list_modules(
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
     let row = |row: vmi::Module| ModuleRow { name: border::c_string(&row.name), row };
-    list(guest, modules, error, |guest| Ok(List::of(guest.guest().modules(), row)))
+    list(guest, modules, error, |guest| Ok(List::of(guest.modules(), row)))
 }
 
 /// The next module; see vmi_processes_next.
@@ -196,7 +198,7 @@ pub extern "C" fn vmi_guest_list_memory_areas(
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
     let row = |row: vmi::MemoryArea| MemoryAreaRow { name: row.name.as_deref().map(border::c_string), row };
-    list(guest, areas, error, |guest| Ok(List::of(guest.guest().memory_areas(pid), row)))
+    list(guest, areas, error, |guest| Ok(List::of(guest.memory_areas(pid), row)))
 }
 
 /// The next memory area; see vmi_processes_next.
@@ -223,7 +225,7 @@ pub extern "C" fn vmi_guest_read_log(
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
     let row = |row: vmi::LogRecord| LogRow { text: border::c_string(&row.text), row };
-    list(guest, log, error, |guest| Ok(List::of(guest.guest().kernel_log(), row)))
+    list(guest, log, error, |guest| Ok(List::of(guest.kernel_log(), row)))
 }
 
 /// The next record; see vmi_processes_next.

@@ -1,5 +1,6 @@
 //! Layouts of the kernel's structures.
 
+use core::ffi::c_char;
 use core::mem::MaybeUninit;
 
 use crate::border::{self, Text};
@@ -34,9 +35,28 @@ pub extern "C" fn vmi_guest_get_field(
     border::call(error, || {
         let place = border::place(field, "the place for the field")?;
         let guest = table::get(guest)?;
-        let found = guest.0.types().field(structure.required("the structure")?, member.required("the member")?)?;
+        let found = guest.guest.types().field(structure.required("the structure")?, member.required("the member")?)?;
         let (bit_offset, bit_width) = found.bits.unwrap_or((0, 0));
         place.write(vmi_field { offset: found.offset, size: found.size, bit_offset, bit_width });
+        Ok(())
+    })
+}
+
+/// The name of a member's type, as in C but for the order of its parts: "struct list_head", "char[16]". Freed with vmi_string_free.
+#[unsafe(no_mangle)]
+pub extern "C" fn vmi_guest_get_type_name(
+    guest: *mut vmi_guest,
+    structure: Text,
+    member: Text,
+    name: Option<&mut MaybeUninit<*mut c_char>>,
+    error: Option<&mut MaybeUninit<*mut vmi_error>>,
+) -> vmi_status {
+    border::call(error, || {
+        let place = border::text_place(name)?;
+        let guest = table::get(guest)?;
+        let types = guest.guest.types();
+        let field = types.field(structure.required("the structure")?, member.required("the member")?)?;
+        place.write(border::owned(border::c_string(&vmi::type_name(types, field.ty)?)));
         Ok(())
     })
 }
@@ -51,7 +71,7 @@ pub extern "C" fn vmi_guest_get_size(
 ) -> vmi_status {
     border::call(error, || {
         let place = border::place(size, "the place for the size")?;
-        place.write(table::get(guest)?.0.types().structure(structure.required("the structure")?)?.size);
+        place.write(table::get(guest)?.guest.types().structure(structure.required("the structure")?)?.size);
         Ok(())
     })
 }
@@ -68,7 +88,7 @@ pub extern "C" fn vmi_guest_get_constant(
     border::call(error, || {
         let place = border::place(value, "the place for the value")?;
         let guest = table::get(guest)?;
-        place.write(guest.0.types().constant(enumeration.required("the enumeration")?, name.required("the name")?)?);
+        place.write(guest.guest.types().constant(enumeration.required("the enumeration")?, name.required("the name")?)?);
         Ok(())
     })
 }
@@ -83,7 +103,7 @@ pub extern "C" fn vmi_guest_list_structures(
     border::call(error, || {
         let slot = border::slot(names)?;
         let guest = table::get(guest)?;
-        slot.put(rows::strings(guest.0.types().structures()))
+        slot.put(rows::strings(guest.guest.types().structures()))
     })
 }
 
@@ -95,7 +115,7 @@ pub extern "C" fn vmi_guest_get_pointer_size(
     error: Option<&mut MaybeUninit<*mut vmi_error>>,
 ) -> vmi_status {
     border::call(error, || {
-        border::place(size, "the place for the size")?.write(table::get(guest)?.0.types().pointer_size());
+        border::place(size, "the place for the size")?.write(table::get(guest)?.guest.types().pointer_size());
         Ok(())
     })
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds the C library and installs it: install.py PREFIX [--libdir DIRECTORY] [--profile PROFILE] [--features libvirt xen]
+"""Builds the C library and installs it: install.py PREFIX [--libdir DIRECTORY] [--profile PROFILE] [--features download libvirt xen]
 
     PREFIX/lib/libvmi_capi.so, .so.SONAME, .so.VERSION, libvmi_capi.a
     PREFIX/include/vmi.h
@@ -33,9 +33,11 @@ Libs.private: {private}
 """
 
 
-def build(profile, features):
+def build(profile, features, target):
     """Builds, and returns the paths of the libraries and the version."""
     command = ["cargo", "build", "--package", "vmi-capi", "--message-format", "json-render-diagnostics", "--profile", profile]
+    if target:
+        command += ["--target", target]
     if features:
         command += ["--features", ",".join(f"vmi-capi/{feature}" for feature in features)]
     done = subprocess.run(command, cwd=CRATE, check=True, stdout=subprocess.PIPE, text=True)
@@ -54,8 +56,8 @@ def soname(version):
     return f"libvmi_capi.so.0.{minor}" if major == "0" else f"libvmi_capi.so.{major}"
 
 
-def install(prefix, libdir=None, profile="release", features=()):
-    shared, static, version = build(profile, features)
+def install(prefix, libdir=None, profile="release", features=(), target=None):
+    shared, static, version = build(profile, features, target)
     prefix = Path(prefix).absolute()
     libdir = Path(libdir).absolute() if libdir else prefix / "lib"
     under = lambda path: Path(os.environ.get("DESTDIR", "") + str(path))
@@ -79,7 +81,7 @@ if __name__ == "__main__":
     parser.add_argument("prefix")
     parser.add_argument("--libdir")
     parser.add_argument("--profile", default="release", help="cargo's, such as dev")
-    parser.add_argument("--features", nargs="*", default=[], choices=["libvirt", "xen"])
+    parser.add_argument("--features", nargs="*", default=[], choices=["download", "libvirt", "xen"])
     given = parser.parse_args()
     try:
         print(install(given.prefix, given.libdir, given.profile, given.features))

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Installs the C library into a scratch prefix and tests what a user of C gets there.
 
-    run.py [--profile PROFILE] [--keep DIRECTORY] [--steps N] [--seed N] [--only WORD]
+    run.py [--profile PROFILE] [--keep DIRECTORY] [--steps N] [--seed N] [--only WORD] [--instrumented] [--bench]
 
 Examples and tests are built by gcc and clang from the installed pkg-config file, with warnings as errors, and run as they are, under AddressSanitizer and under valgrind: on the
 demo image, where VMI_NT_MACHINE names a machine of nt-machine on that, and where VMI_LAB_LIVE=1 on a live guest. What is missing is skipped. --steps is for the random test (each of its runs), whose seed is new each time and printed.
-The last line counts. Exit code: 0 if nothing failed.
+With --instrumented the library is built once more, with its Rust code under AddressSanitizer too, in a target directory of its own (minutes the first time); all that
+else is run under AddressSanitizer is run on that as well. The last line counts. Exit code: 0 if nothing failed.
 """
 import argparse
 import contextlib
@@ -27,10 +28,12 @@ import install
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 DEMO = ROOT / "demo/debian-6.12.raw.zst"
-EXAMPLES = ["process-list", "dump-memory", "break-on"]
-TESTS = ["api", "random", "live", "bench"]
+EXAMPLES = ["process-list", "dump-memory", "break-on", "register-trace"]
+TESTS = ["api", "random", "live", "bench", "overrun"]
 WARNINGS = ["-std=c11", "-D_DEFAULT_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+BOTH_SIDES = "AddressSanitizer on both sides"
+TARGET = "x86_64-unknown-linux-gnu"
 FUNCTION = "__x64_sys_personality"  # called by nobody in the guest but its program actor
 SECONDS = 900
 
@@ -43,21 +46,24 @@ class Skipped(Exception):
     """What is missing here."""
 
 
+unasked = False  # whether the check at hand is not asked for
+
+
 class Report:
     def __init__(self, only):
         self.only, self.passed, self.failed, self.skipped = only, 0, 0, 0
 
     @contextlib.contextmanager
-    def check(self, name):
-        """Counts what is done inside."""
+    def check(self, name, always=False):
+        """Counts what is done inside. The first program of a check that is not asked for ends it."""
+        global unasked
         began = time.monotonic()
+        unasked = bool(self.only) and self.only not in name and not always
         try:
-            if self.only and self.only not in name:
-                raise Skipped("not asked for")
             yield
         except Skipped as why:
-            self.skipped += 1
-            if str(why) != "not asked for":
+            if not unasked:
+                self.skipped += 1
                 print(f"skipped: {name}: {why}", flush=True)
         except (Failed, subprocess.TimeoutExpired, OSError) as why:
             self.failed += 1
@@ -65,9 +71,18 @@ class Report:
         else:
             self.passed += 1
             print(f"passed: {name} ({time.monotonic() - began:.1f} s)", flush=True)
+        finally:
+            unasked = False
+
+
+def ask():
+    """Ends a check that is not asked for."""
+    if unasked:
+        raise Skipped("not asked for")
 
 
 def run(command, env=None, good=(0,), **more):
+    ask()
     done = subprocess.run([str(part) for part in command], capture_output=True, timeout=SECONDS, env={**os.environ, **(env or {})}, **more)
     if done.returncode not in good:
         said = (done.stdout[-2000:] + done.stderr[-6000:]).decode(errors="replace")
@@ -76,6 +91,7 @@ def run(command, env=None, good=(0,), **more):
 
 
 def require(program, package):
+    ask()
     if not shutil.which(program):
         raise Skipped(f"{program} is missing: apt-get install {package}")
 
@@ -83,8 +99,8 @@ def require(program, package):
 class Build:
     """The installed library, and programs built with it."""
 
-    def __init__(self, where, libdir):
-        self.where, self.libdir = where, libdir
+    def __init__(self, where, libdir, instrumented=False):
+        self.where, self.libdir, self.instrumented = where, libdir, instrumented
         self.env = {"PKG_CONFIG_PATH": str(libdir / "pkgconfig"), "LD_LIBRARY_PATH": str(libdir)}
 
     def flags(self, *options):
@@ -103,6 +119,12 @@ class Build:
 
 def tools(build, live=False):
     """How a program is run to find out what it does wrong: name, compiler, build flags, command before it, environment."""
+    if build.instrumented:
+        return {name: tool for name, tool in all_tools(build, live).items() if name in (BOTH_SIDES, f"{BOTH_SIDES} (gcc)")}
+    return {name: tool for name, tool in all_tools(build, live).items() if BOTH_SIDES not in name}
+
+
+def all_tools(build, live):
     asan = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:exitcode=99", "UBSAN_OPTIONS": "print_stacktrace=1"}
     # What is "possibly lost" is referred to by a pointer into its middle, as a hash table of Rust refers to its memory: no report.
     kinds = "definite,indirect"
@@ -114,6 +136,8 @@ def tools(build, live=False):
         "plain": ("gcc", [], [], build.env),
         "AddressSanitizer": ("clang", SANITIZE, [], {**build.env, **asan}),
         "valgrind": ("gcc", [], valgrind, build.env),
+        BOTH_SIDES: ("clang", SANITIZE, [], {**build.env, **asan}),
+        f"{BOTH_SIDES} (gcc)": ("gcc", SANITIZE, [], {**build.env, **asan}),
     }
 
 
@@ -123,10 +147,12 @@ def programs(report, build):
     for compiler in ["gcc", "clang"]:
         for name in EXAMPLES + TESTS:
             source = ROOT / f"examples/c/{name}.c" if name in EXAMPLES else HERE / f"c/{name}.c"
-            with report.check(f"{name}.c built by {compiler}"):
-                require(compiler, compiler)
-                built[compiler, name, False] = build.program(compiler, name, source)
-            with report.check(f"{name}.c built by {compiler} with AddressSanitizer"):
+            # A program without the runtime cannot be linked with a library that is instrumented.
+            if not build.instrumented:
+                with report.check(f"{name}.c built by {compiler}"):
+                    require(compiler, compiler)
+                    built[compiler, name, False] = build.program(compiler, name, source)
+            with report.check(f"{name}.c built by {compiler} with {BOTH_SIDES if build.instrumented else 'AddressSanitizer'}"):
                 require(compiler, compiler)
                 try:
                     built[compiler, name, True] = build.program(compiler, name, source, SANITIZE)
@@ -138,7 +164,10 @@ def programs(report, build):
 
 
 def runner(build, built, tool, live=False):
-    compiler, extra, before, env = tools(build, live)[tool]
+    if build.instrumented and tool == "plain":
+        # A program without the runtime cannot load this library.
+        tool = BOTH_SIDES
+    compiler, extra, before, env = all_tools(build, live)[tool]
 
     def call(name, *arguments, good=(0,), **more):
         if before:
@@ -300,6 +329,7 @@ def again_and_again(shell, line):
 @contextlib.contextmanager
 def guest():
     """A live guest: what tests/lab says of it, and its shell."""
+    ask()
     if os.environ.get("VMI_LAB_LIVE") != "1":
         raise Skipped("live guests are booted where VMI_LAB_LIVE=1")
     server = subprocess.Popen(["python3", "-B", ROOT / "tests/lab/live.py", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -321,7 +351,7 @@ def proc(shell):
 
 def live(report, build, built):
     with contextlib.ExitStack() as stack:
-        with report.check("a live guest"):
+        with report.check("a live guest", always=True):
             facts, shell = stack.enter_context(guest())
         if "facts" not in locals():
             return
@@ -346,6 +376,11 @@ def live(report, build, built):
                 lines = call("break-on", target, FUNCTION, 7, 60).stdout.decode().splitlines()
                 if len(lines) != 7 or not all(" actor " in line for line in lines):
                     raise Failed("\n".join(lines))
+            with report.check(f"register-trace on a live guest, whose back end cannot: {tool}"):
+                for register, what in [("cr3", "control-register"), ("0xc0000082", "model-specific")]:
+                    said = call("register-trace", target, register, good=(1,)).stderr.decode()
+                    if "does not support" not in said or what not in said:
+                        raise Failed(said)
             with report.check(f"live on a live guest: {tool}"):
                 with again_and_again(shell, "actor call personality 5"):
                     call("live", target, pid, hex(0x40000000), FUNCTION)  # PAGE of tests/lab/actor.c
@@ -357,9 +392,57 @@ def live(report, build, built):
 def wild(report, build, built, seed):
     """Random calls on a live guest, which they may kill at any time."""
     for threads in [1, 4]:
-        with report.check(f"random calls on a live guest, {threads} threads, seed {seed}: AddressSanitizer"), guest() as (facts, _):
-            call = runner(build, built, "AddressSanitizer")
+        with report.check(f"random calls on a live guest, {threads} threads, seed {seed}: {BOTH_SIDES if build.instrumented else 'AddressSanitizer'}"), guest() as (facts, _):
+            call = runner(build, built, BOTH_SIDES if build.instrumented else "AddressSanitizer")
             print(call("random", f"qemu:{facts['qmp']}", seed, 4000 // threads, threads).stdout.decode().splitlines()[0])
+
+
+def instrumented(report, every, where, profile, steps, seed):
+    """Everything that AddressSanitizer looks at, with the library's own Rust code instrumented. The program brings the one runtime: a shared library of Rust has none."""
+    build = None
+    with report.check(f"install: {BOTH_SIDES}", always=True):
+        target = run(["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT).stdout
+        # RUSTC_BOOTSTRAP: a stable compiler takes the flag then, and has a standard library that goes with it.
+        settings = {
+            "RUSTC_BOOTSTRAP": "1",
+            "RUSTFLAGS": "-Zsanitizer=address",
+            "CARGO_TARGET_DIR": str(Path(json.loads(target)["target_directory"]) / "asan"),
+        }
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        try:
+            libdir = install.install(where / "instrumented", profile=profile, target=TARGET)
+        except subprocess.CalledProcessError as failed:
+            raise Skipped(f"the library cannot be built with AddressSanitizer: {failed}") from None
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        needed = run(["nm", "--dynamic", "--undefined-only", libdir / "libvmi_capi.so"]).stdout
+        if b"__asan_report_store16" not in needed:
+            raise Failed("the library is not instrumented")
+        where = where / "programs"
+        where.mkdir(exist_ok=True)
+        build = Build(where, libdir, instrumented=True)
+    if not build:
+        return
+    built = programs(every, build)
+    overrun(report, build, built)
+    demo(report, build, built, steps, seed)
+    windows(report, build, built)
+    live(report, build, built)
+    wild(report, build, built, seed)
+
+
+def overrun(report, build, built):
+    """That AddressSanitizer sees what Rust code does: a buffer that is shorter than the program says must be reported, by the library's own code."""
+    for compiler in ["clang", "gcc"]:
+        with report.check(f"a buffer that is too short is reported, built by {compiler}: {BOTH_SIDES}"):
+            path = built.get((compiler, "overrun", True))
+            if not path:
+                raise Skipped("it was not built")
+            said = run([path, DEMO], {**build.env, "ASAN_OPTIONS": "exitcode=99:symbolize=0"}, good=(99,)).stderr.decode()
+            if "heap-buffer-overflow" not in said or not re.search(r"#[01] \S+ +\(\S*libvmi_capi\.so", said):
+                raise Failed(said[:3000])
 
 
 def bench(report, build, built):
@@ -383,6 +466,7 @@ def main():
     parser.add_argument("--steps", type=int, default=100000)
     parser.add_argument("--seed", type=int, default=time.time_ns() & 0xFFFFFFFF)
     parser.add_argument("--only", help="only what has this in its name (and what builds it)")
+    parser.add_argument("--instrumented", action="store_true", help="with the library's own code under AddressSanitizer too")
     parser.add_argument("--bench", action="store_true", help="the benchmark too: builds with optimisation")
     given = parser.parse_args()
     report, every = Report(given.only), Report(None)
@@ -405,6 +489,8 @@ def main():
             windows(report, build, built)
             live(report, build, built)
             wild(report, build, built, given.seed)
+            if given.instrumented:
+                instrumented(report, every, where, given.profile, given.steps, given.seed)
             if given.bench:
                 bench(report, build, built)
     passed, failed, skipped = (getattr(report, name) + getattr(every, name) for name in ("passed", "failed", "skipped"))

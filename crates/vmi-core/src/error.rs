@@ -143,6 +143,19 @@ pub enum ErrorKind {
     },
 }
 
+impl ErrorKind {
+    /// The address at which it failed, guest-physical or virtual as the message says; `None` if it has none.
+    pub const fn address(&self) -> Option<u64> {
+        match self {
+            Self::Hole { at } | Self::ReadOnly { at } => Some(at.get()),
+            Self::Fault(fault) => Some(fault.at.get()),
+            Self::PagedOut { at, .. } | Self::Corrupt { at, .. } => Some(at.get()),
+            Self::OutOfRange { at, .. } | Self::Unterminated { at, .. } => Some(*at),
+            _ => None,
+        }
+    }
+}
+
 /// What a back end may be able to do beyond reading memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -130,14 +130,14 @@ pub struct Events<'v, D: Driver> {
     traps: Vec<(TrapId, Trap<D::Arch>)>,
     /// The vCPUs that were told to run one instruction.
     steps: Vec<VcpuId>,
-    next_id: u64,
+    last_id: u64,
     passed_over: u64,
 }
 
 impl<'v, D: EventSource> Events<'v, D> {
     pub(crate) fn new(vmi: &'v Vmi<D>) -> Result<Self> {
         let session = vmi.driver().subscribe()?;
-        Ok(Self { vmi, session, traps: Vec::new(), steps: Vec::new(), next_id: 0, passed_over: 0 })
+        Ok(Self { vmi, session, traps: Vec::new(), steps: Vec::new(), last_id: 0, passed_over: 0 })
     }
 }
 
@@ -154,8 +154,8 @@ impl<'v, D: Driver> Events<'v, D> {
             self.require(cause.ability())?;
             self.session.arm(cause, trap.roots())?;
         }
-        let id = TrapId(self.next_id);
-        self.next_id = self.next_id.saturating_add(1);
+        self.last_id = self.last_id.saturating_add(1);
+        let id = TrapId(self.last_id);
         self.traps.push((id, trap));
         Ok(id)
     }

@@ -108,8 +108,7 @@ impl<D: Driver> Vmi<D> {
     }
 
     /// The back end; the handle and its caches are gone.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn into_driver(self) -> D {
+    pub fn into_driver(self) -> D {
         self.driver
     }
 

@@ -5,6 +5,7 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 use vmi::ErrorKind;
+use vmi::owned::SessionError;
 
 create_exception!(vmi, Error, PyException, "Anything that this library reports. `done` bytes of a read were good before it.");
 create_exception!(vmi, AbsentError, Error, "The memory is not there: a hole or a page fault. `zread` pads over it.");
@@ -106,21 +107,18 @@ fn instance<'py>(py: Python<'py>, error: &vmi::Error) -> PyResult<Bound<'py, PyA
     let message = error.to_string();
     let new = |class: Bound<'py, PyType>| Attributes::new(class, message.clone());
     let made = match error.kind() {
-        ErrorKind::Hole { at } => new(py.get_type::<HoleError>())?.with("address", at.get())?,
-        ErrorKind::ReadOnly { at } => new(py.get_type::<ReadOnlyError>())?.with("address", at.get())?,
+        ErrorKind::Hole { .. } => new(py.get_type::<HoleError>())?,
+        ErrorKind::ReadOnly { .. } => new(py.get_type::<ReadOnlyError>())?,
         ErrorKind::Fault(fault) => new(py.get_type::<FaultError>())?
-            .with("address", fault.at.get())?
             .with("root", fault.root.get())?
             .with("level", fault.level)?
             .with("entry_address", fault.entry_at.get())?
             .with("entry", fault.entry)?
             .with("reason", fault.kind.to_string())?,
-        ErrorKind::PagedOut { at, why } => new(py.get_type::<PagedOutError>())?.with("address", at.get())?.with("why", why)?,
-        ErrorKind::OutOfRange { at, len } => new(py.get_type::<OutOfRangeError>())?.with("address", *at)?.with("length", *len)?,
-        ErrorKind::Unterminated { at, limit } => {
-            new(py.get_type::<UnterminatedError>())?.with("address", *at)?.with("limit", *limit)?
-        }
-        ErrorKind::Corrupt { what, at } => new(py.get_type::<CorruptError>())?.with("address", at.get())?.with("what", what)?,
+        ErrorKind::PagedOut { why, .. } => new(py.get_type::<PagedOutError>())?.with("why", why)?,
+        ErrorKind::OutOfRange { len, .. } => new(py.get_type::<OutOfRangeError>())?.with("length", *len)?,
+        ErrorKind::Unterminated { limit, .. } => new(py.get_type::<UnterminatedError>())?.with("limit", *limit)?,
+        ErrorKind::Corrupt { what, .. } => new(py.get_type::<CorruptError>())?.with("what", what)?,
         ErrorKind::Limit { what, limit } => new(py.get_type::<LimitError>())?.with("what", what)?.with("limit", *limit)?,
         ErrorKind::NoSymbol { name } => new(py.get_type::<NoSymbolError>())?.with("name", name)?,
         ErrorKind::NoType { name, why } => new(py.get_type::<NoTypeError>())?.with("name", name)?.with("why", why)?,
@@ -139,6 +137,10 @@ fn instance<'py>(py: Python<'py>, error: &vmi::Error) -> PyResult<Bound<'py, PyA
             .with("cause", source.to_string())?,
         _ => new(py.get_type::<Error>())?,
     };
+    let made = match error.kind().address() {
+        Some(at) => made.with("address", at)?,
+        None => made,
+    };
     Ok(made.with("done", error.done())?.instance)
 }
 
@@ -155,17 +157,13 @@ impl<T> Raise<T> for vmi::Result<T> {
     }
 }
 
-/// An error and what it comes from, each said once.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !message.contains(&text) {
-            message.push_str(": ");
-            message.push_str(&text);
-        }
-        cause = error.source();
+impl<T: Send> Raise<T> for Result<T, SessionError> {
+    fn raise(self, py: Python<'_>) -> PyResult<T> {
+        self.map_err(|error| match error {
+            SessionError::Guest(error) => exception(py, &error),
+            SessionError::Closed => PyErr::new::<ClosedError, _>(error.to_string()),
+            SessionError::Thread(_) => PyErr::new::<DriverError, _>(error.to_string()),
+            _ => PyErr::new::<StateError, _>(error.to_string()),
+        })
     }
-    message
 }

@@ -27,7 +27,7 @@ pub(crate) struct FrozenView {
 impl FrozenView {
     /// A view of `len` bytes at `start`; `None` if the machine does not lend them.
     fn new(shared: Arc<Shared>, start: PhysAddr, len: usize) -> Option<Self> {
-        shared.vmi.slice(start, len)?;
+        shared.vmi().slice(start, len)?;
         Some(Self { shared, start, len })
     }
 
@@ -38,7 +38,7 @@ impl FrozenView {
         start: PhysAddr,
         len: usize,
     ) -> PyResult<Bound<'_, PyMemoryView>> {
-        let frozen = shared.vmi.machine().liveness == vmi::Liveness::Frozen;
+        let frozen = shared.vmi().machine().liveness == vmi::Liveness::Frozen;
         let Some(view) = Self::new(shared, start, len) else { return Err(not_lent(frozen)) };
         PyMemoryView::from(Bound::new(py, view)?.as_any())
     }
@@ -69,7 +69,7 @@ impl FrozenView {
     /// `view` is Python's, to be filled.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let this = slf.get();
-        let Some(bytes) = this.shared.vmi.slice(this.start, this.len) else { return Err(not_lent(true)) };
+        let Some(bytes) = this.shared.vmi().slice(this.start, this.len) else { return Err(not_lent(true)) };
         let len = ffi::Py_ssize_t::try_from(bytes.len()).map_err(|_| PyBufferError::new_err("too long"))?;
         // SAFETY: `view` is valid for writing as the interpreter calls this. The bytes are `len` of frozen memory, which no one changes
         // while it is mapped; `PyBuffer_FillInfo` takes a reference to `slf`, whose `shared` keeps the memory mapped until the buffer is

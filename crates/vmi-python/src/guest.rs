@@ -5,71 +5,55 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
-use self_cell::self_cell;
-use vmi::{PhysAddr, TypeId, TypeSource, VcpuId, VirtAddr};
+use vmi::{AttachOptions, Guest as _, PhysAddr, TypeId, TypeSource, VcpuId, VirtAddr, owned, with_causes};
 
 use crate::address;
 use crate::errors::{Raise, WriteIsfError};
 use crate::isf;
-use crate::layer::Layer;
 use crate::layouts::Layout;
-use crate::machine::{Handle, Shared};
-use crate::memory::{Memory, Source, Translation, mode_name};
+use crate::machine::Handle;
+use crate::memory::{Memory, Translation, mode_name};
 use crate::process::Process;
 use crate::rows::{Row, Rows};
-use crate::search;
 use crate::symbols::Symbols;
 use crate::types::Types;
 use crate::values::{Scope, Struct};
 use crate::windows::Windows;
 
-/// The layer of the system that was found. As a trait object it is covariant in the borrow, whatever the layer keeps.
-pub(crate) type System<'v> = Box<dyn Layer + 'v>;
-
-self_cell!(
-    struct Cell {
-        owner: Arc<Shared>,
-        #[covariant]
-        dependent: System,
-    }
-);
-
-/// A guest together with the machine that it borrows.
+/// A guest, as all that reads it shares it.
 pub(crate) struct Attached {
     pub(crate) handle: Handle,
-    cell: Cell,
+    guest: owned::Guest,
     /// Layouts of structures that were asked for: a program asks for few, again and again.
     pub(crate) layouts: Mutex<HashMap<TypeId, Arc<Layout>>>,
 }
 
 impl Attached {
-    pub(crate) fn layer(&self) -> &dyn Layer {
-        &**self.cell.borrow_dependent()
-    }
-
-    pub(crate) fn guest(&self) -> &dyn vmi::Guest {
-        self.layer()
+    pub(crate) fn guest(&self) -> &owned::Guest {
+        &self.guest
     }
 
     pub(crate) fn types(&self) -> &dyn TypeSource {
-        self.layer().types()
+        self.guest.types()
     }
 
     pub(crate) fn structure_of_process(&self) -> &'static str {
-        self.layer().structures().0
+        self.guest.with(|system| system.structures().0)
     }
 
     pub(crate) fn structure_of_thread(&self) -> &'static str {
-        self.layer().structures().1
+        self.guest.with(|system| system.structures().1)
+    }
+
+    /// The kernel's memory.
+    pub(crate) fn kernel(&self) -> Memory {
+        Memory::of(self.handle.clone(), self.guest.kernel_memory())
     }
 
     /// The address that a number or a symbol names.
     pub(crate) fn place(&self, py: Python<'_>, at: &Bound<'_, PyAny>) -> PyResult<u64> {
         self.handle.check()?;
-        let Some(text) = address::text(at)? else { return address::number(at) };
-        let (name, offset) = address::symbol_and_offset(&text)?;
-        let symbol = py.detach(|| self.guest().symbols().address(name)).raise(py)?;
-        Ok(symbol.wrapping_add(offset).get())
+        address::place(py, &self.guest, at)
     }
 }
 
@@ -82,14 +66,18 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Finds the system. A string says why there is none.
-    pub(crate) fn attach(handle: Handle, shared: Arc<Shared>, symbols: &[PathBuf]) -> Result<Self, String> {
-        let cell = Cell::try_new(shared, |shared| search::find(&shared.vmi, symbols))?;
-        let attached = Arc::new(Attached { handle: handle.clone(), cell, layouts: Mutex::default() });
-        Ok(Self { kernel: Memory::new(handle, Source::Kernel(attached.clone())), attached })
+    #[cfg_attr(not(feature = "download"), allow(unused_variables, reason = "the caller has refused it"))]
+    pub(crate) fn attach(handle: Handle, machine: &owned::Machine, symbols: &[PathBuf], download: bool) -> Result<Self, String> {
+        let known = symbols.iter().try_fold(AttachOptions::new(), AttachOptions::symbols).map_err(|error| with_causes(&error))?;
+        #[cfg(feature = "download")]
+        let known = if download { known.download() } else { known };
+        let guest = machine.attach_with(&known).map_err(|error| with_causes(&error))?;
+        let attached = Arc::new(Attached { handle, guest, layouts: Mutex::default() });
+        Ok(Self { kernel: attached.kernel(), attached })
     }
 
     /// The system, if the machine is open.
-    fn open(&self) -> PyResult<&dyn vmi::Guest> {
+    fn open(&self) -> PyResult<&owned::Guest> {
         self.attached.handle.check()?;
         Ok(self.attached.guest())
     }
@@ -117,7 +105,7 @@ impl Guest {
     #[getter]
     fn system(&self) -> PyResult<&'static str> {
         self.attached.handle.check()?;
-        Ok(self.attached.layer().system())
+        Ok(self.attached.guest().with(|system| system.name()))
     }
 
     /// The system and its version in one line.
@@ -143,28 +131,28 @@ impl Guest {
     #[getter]
     fn page_table(&self) -> PyResult<u64> {
         self.attached.handle.check()?;
-        Ok(self.attached.layer().page_tables_of_kernel().0.get())
+        Ok(self.attached.guest().with(|system| system.page_tables()).0.get())
     }
 
     /// How the kernel's addresses are translated: "32-bit", "pae", "4-level" or "5-level".
     #[getter]
     fn paging_mode(&self) -> PyResult<&'static str> {
         self.attached.handle.check()?;
-        Ok(mode_name(self.attached.layer().page_tables_of_kernel().1))
+        Ok(mode_name(self.attached.guest().with(|system| system.page_tables()).1))
     }
 
     /// How far a Linux kernel was moved from where it was linked, in bytes (KASLR); `None` for Windows.
     #[getter]
     fn slide(&self, py: Python<'_>) -> PyResult<Option<u64>> {
         self.attached.handle.check()?;
-        py.detach(|| self.attached.layer().slide()).raise(py)
+        py.detach(|| self.attached.guest().with(|system| system.slide())).raise(py)
     }
 
     /// Writes a Volatility 3 symbol file (ISF) of a Linux kernel, from its own memory: packed if the name ends with .xz. Returns what it
     /// lacks, one sentence each. The file gets its name when it is whole.
     fn write_isf(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
         self.attached.handle.check()?;
-        let written = py.detach(|| isf::write(self.attached.layer(), &path));
+        let written = py.detach(|| isf::write(self.attached.guest(), &path));
         Ok(written.map_err(PyErr::new::<WriteIsfError, _>)?.incomplete)
     }
 
@@ -186,7 +174,7 @@ impl Guest {
     #[getter]
     fn windows(&self) -> PyResult<Option<Windows>> {
         self.attached.handle.check()?;
-        Ok(self.attached.layer().windows().map(|_| Windows::new(self.attached.clone())))
+        Ok(self.attached.guest().windows(|_| Windows::new(self.attached.clone())))
     }
 
     /// The processes, kernel ones included. `on_error` is called with the exception of a row that cannot be read, which else is raised
@@ -223,17 +211,7 @@ impl Guest {
     /// The process with this id; NoObjectError if there is none.
     fn process(&self, py: Python<'_>, pid: u32) -> PyResult<Process> {
         self.attached.handle.check()?;
-        let found = py.detach(|| {
-            let mut failed = None;
-            for row in self.attached.guest().processes() {
-                match row {
-                    Ok(process) if process.pid == pid => return Ok(process),
-                    Ok(_) => {}
-                    Err(error) => failed = Some(error),
-                }
-            }
-            Err(failed.unwrap_or_else(|| vmi::ErrorKind::NoObject { what: format!("process {pid}") }.into()))
-        });
+        let found = py.detach(|| self.attached.guest().process(pid));
         Ok(Process::new(self.attached.clone(), found.raise(py)?))
     }
 

@@ -2,22 +2,19 @@
 //!
 //! - Every object holds its machine by a counted reference and asks on each call whether the machine is still open: use after `close()` is an
 //!   exception, and memory that Python still looks at stays mapped.
-//! - The operating-system layers borrow the machine that they read. `guest::Attached` keeps both together (crate `self_cell`, whose
-//!   constructor proves the borrow), so that a guest is found once: attaching anew for each call from a stored `Kernel` would resolve all
-//!   offsets again and lose the translation cache and the modules' symbols.
+//! - Python's objects hold the owned ones of the facade (`vmi::owned`): machines, guests, memories, pauses, event sessions.
 //! - Lists are read in one go with the interpreter's lock released, and handed out row by row: of a running guest that is the shortest time, and
 //!   no iterator of Rust outlives a call.
-//! - An event session lives in a thread of its own (`events`), as an event borrows its session.
 //! - The one unsafe place is `frozen_view`: Python's buffer protocol speaks in pointers.
 #![deny(unsafe_code)]
 
 mod address;
 mod errors;
+mod event;
 mod events;
 mod frozen_view;
 mod guest;
 mod isf;
-mod layer;
 mod layouts;
 mod machine;
 mod memory;
@@ -25,12 +22,12 @@ mod pause;
 mod process;
 mod registers;
 mod rows;
-mod search;
 mod snapshot;
 mod symbols;
 mod targets;
 mod types;
 mod values;
+mod watch;
 mod windows;
 
 use pyo3::prelude::*;
@@ -44,7 +41,9 @@ mod python_module {
     use super::*;
 
     #[pymodule_export]
-    use super::events::{Event, Events};
+    use super::event::Event;
+    #[pymodule_export]
+    use super::events::Events;
     #[pymodule_export]
     use super::frozen_view::FrozenView;
     #[pymodule_export]

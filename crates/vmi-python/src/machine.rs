@@ -1,31 +1,36 @@
 //! The handle on one machine.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyMemoryView, PyString, PyTuple};
 use vmi::file::{Format, OpenOptions};
-use vmi::{AnyDriver, Driver as _, Liveness, Options, Target, VcpuId, Vcpus as _, Vmi};
+use vmi::{AnyDriver, Capability, Driver as _, Liveness, Options, Target, VcpuId, Vcpus as _, Vmi, owned};
 
-use crate::errors::{AttachError, ClosedError, OpenError, Raise, WriteImageError, with_causes};
+use crate::errors::{AttachError, ClosedError, OpenError, Raise, UnsupportedError, WriteImageError};
 use crate::events::Events;
 use crate::guest::Guest;
-use crate::memory::{Memory, Source};
+use crate::memory::Memory;
 use crate::pause::Paused;
 use crate::registers::Registers;
-use crate::snapshot::{Frozen, SnapshotReport};
+use crate::snapshot::SnapshotReport;
 
 /// A machine, as all that reads it shares it.
 pub(crate) struct Shared {
-    pub(crate) vmi: Vmi<AnyDriver>,
+    pub(crate) machine: owned::Machine,
+    /// Its guest-physical memory.
+    pub(crate) physical: owned::Memory,
     /// Whether memory is mapped into this process: short reads are a copy and need not let other threads of Python run.
     pub(crate) mapped: bool,
-    /// Whether an event session is open: two on one machine would take each other's events.
-    pub(crate) in_session: AtomicBool,
     report: Option<Py<SnapshotReport>>,
+}
+
+impl Shared {
+    pub(crate) fn vmi(&self) -> &Vmi<AnyDriver> {
+        self.machine.vmi()
+    }
 }
 
 /// The way of every object to its machine, until that is closed.
@@ -97,14 +102,16 @@ impl Region {
 ///
 /// raw_map: where the memory of a raw image lies, as "0x0-0xc0000000,0x100000000-0x140000000".
 /// allow_truncated: read what there is of an image that is cut short.
+/// base: lay the image over this one, as a differential snapshot over the full one.
 /// road: read a running guest in this way or not at all: "shared", "process", "pmemaccess", "gdb".
 #[pyfunction]
-#[pyo3(signature = (target, *, raw_map=None, allow_truncated=false, road=None))]
+#[pyo3(signature = (target, *, raw_map=None, allow_truncated=false, base=None, road=None))]
 pub(crate) fn open(
     py: Python<'_>,
     target: &Bound<'_, PyAny>,
     raw_map: Option<&str>,
     allow_truncated: bool,
+    base: Option<PathBuf>,
     road: Option<&str>,
 ) -> PyResult<Machine> {
     let target: Target = match target.cast::<PyString>() {
@@ -115,14 +122,17 @@ pub(crate) fn open(
     if let Some(map) = raw_map {
         image = image.raw_map(map.parse().map_err(|error| PyValueError::new_err(format!("raw_map: {error}")))?);
     }
+    if let Some(base) = base {
+        image = image.base(base);
+    }
     let mut qemu = ::vmi::kvm::Options::new();
     if let Some(road) = road {
         qemu = qemu.road(road.parse().map_err(|error: ::vmi::kvm::UnknownRoad| PyValueError::new_err(error.to_string()))?);
     }
     #[allow(clippy::needless_update, reason = "features of the facade add fields")]
     let options = Options { image, qemu, ..Options::default() };
-    let opened = py.detach(|| ::vmi::open_with(target, options).map_err(|error| with_causes(&error)));
-    Ok(Machine::new(opened.map_err(PyErr::new::<OpenError, _>)?, None))
+    let opened = py.detach(|| ::vmi::open_with(target, options).map_err(|error| ::vmi::with_causes(&error)));
+    Ok(Machine::new(owned::Machine::new(opened.map_err(PyErr::new::<OpenError, _>)?), None))
 }
 
 /// One machine: a memory image, a snapshot or a running guest. A context manager that closes it.
@@ -133,10 +143,10 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    fn new(vmi: Vmi<AnyDriver>, report: Option<Py<SnapshotReport>>) -> Self {
-        let mapped = vmi.driver().mapping().is_some();
-        let handle = Handle::new(Shared { vmi, mapped, in_session: AtomicBool::new(false), report });
-        Self { memory: Memory::new(handle.clone(), Source::Physical), handle }
+    fn new(machine: owned::Machine, report: Option<Py<SnapshotReport>>) -> Self {
+        let mapped = machine.vmi().driver().mapping().is_some();
+        let handle = Handle::new(Shared { physical: machine.memory(), machine, mapped, report });
+        Self { memory: Memory::physical(handle.clone()), handle }
     }
 }
 
@@ -145,53 +155,53 @@ impl Machine {
     /// The back end and the guest, in words.
     #[getter]
     fn name(&self) -> PyResult<String> {
-        Ok(self.handle.get()?.vmi.machine().name.clone())
+        Ok(self.handle.get()?.vmi().machine().name.clone())
     }
 
     /// Whether memory never changes: an image or a snapshot.
     #[getter]
     fn frozen(&self) -> PyResult<bool> {
-        Ok(self.handle.get()?.vmi.machine().liveness == Liveness::Frozen)
+        Ok(self.handle.get()?.vmi().machine().liveness == Liveness::Frozen)
     }
 
     /// Where guest-physical memory is, ascending; what lies between is a hole.
     #[getter]
     fn memory_map(&self) -> PyResult<Vec<Region>> {
         let shared = self.handle.get()?;
-        Ok(shared.vmi.machine().memory.regions().iter().map(|region| Region::from(*region)).collect())
+        Ok(shared.vmi().machine().memory.regions().iter().map(|region| Region::from(*region)).collect())
     }
 
     /// Bytes of memory in all regions.
     #[getter]
     fn memory_size(&self) -> PyResult<u64> {
-        Ok(self.handle.get()?.vmi.machine().memory.total())
+        Ok(self.handle.get()?.vmi().machine().memory.total())
     }
 
     /// First address behind the highest region.
     #[getter]
     fn memory_end(&self) -> PyResult<u64> {
-        Ok(self.handle.get()?.vmi.machine().memory.end().get())
+        Ok(self.handle.get()?.vmi().machine().memory.end().get())
     }
 
     /// How many vCPUs the source shows; 0 if it shows none.
     #[getter]
     fn vcpu_count(&self) -> PyResult<u32> {
-        Ok(self.handle.get()?.vmi.driver().vcpu_count())
+        Ok(self.handle.get()?.vmi().driver().vcpu_count())
     }
 
     /// What the source can do: some of "write_memory", "vcpus", "write_vcpus", "control", "events".
     #[getter]
     fn capabilities(&self) -> PyResult<Vec<&'static str>> {
         let shared = self.handle.get()?;
-        let driver = shared.vmi.driver();
-        let all = [
-            ("write_memory", driver.write_memory().is_some()),
-            ("vcpus", driver.vcpus().is_some()),
-            ("write_vcpus", driver.write_vcpus().is_some()),
-            ("control", driver.control().is_some()),
-            ("events", driver.events().is_some()),
-        ];
-        Ok(all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect())
+        let name = |capability| match capability {
+            Capability::WriteMemory => Some("write_memory"),
+            Capability::Vcpus => Some("vcpus"),
+            Capability::WriteVcpus => Some("write_vcpus"),
+            Capability::Control => Some("control"),
+            Capability::Events => Some("events"),
+            _ => None,
+        };
+        Ok(shared.machine.capabilities().into_iter().filter_map(name).collect())
     }
 
     /// How the snapshot was made; `None` if this is none.
@@ -203,7 +213,7 @@ impl Machine {
     /// Whether the machine is still there; raises EndedError if not. Mapped memory stays readable after its guest has ended.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         let shared = self.handle.get()?;
-        py.detach(|| shared.vmi.driver().check()).raise(py)
+        py.detach(|| shared.vmi().driver().check()).raise(py)
     }
 
     /// Guest-physical memory, with all ways of reading it.
@@ -253,7 +263,7 @@ impl Machine {
     #[pyo3(signature = (vcpu=0))]
     fn registers(&self, py: Python<'_>, vcpu: u32) -> PyResult<Registers> {
         let shared = self.handle.get()?;
-        let registers = py.detach(|| shared.vmi.registers(VcpuId(vcpu))).raise(py)?;
+        let registers = py.detach(|| shared.vmi().registers(VcpuId(vcpu))).raise(py)?;
         Ok(Registers::new(registers))
     }
 
@@ -261,23 +271,23 @@ impl Machine {
     fn set_registers(&self, py: Python<'_>, vcpu: u32, registers: &Bound<'_, Registers>) -> PyResult<()> {
         let shared = self.handle.get()?;
         let registers = registers.get().copy();
-        py.detach(|| shared.vmi.set_registers(VcpuId(vcpu), &registers)).raise(py)
+        py.detach(|| shared.vmi().set_registers(VcpuId(vcpu), &registers)).raise(py)
     }
 
     /// Stops the guest until the context ends.
     fn pause(&self, py: Python<'_>) -> PyResult<Paused> {
-        Paused::new(py, self.handle.get()?)
+        Paused::new(py, &self.handle.get()?.machine)
     }
 
     /// A frozen copy of all memory and registers, of one moment.
     fn snapshot(&self, py: Python<'_>) -> PyResult<Self> {
         let shared = self.handle.get()?;
-        let frozen = py.detach(|| shared.vmi.snapshot()).raise(py)?;
-        let report = Py::new(py, SnapshotReport::new(frozen.driver().report()))?;
-        Ok(Self::new(Vmi::new(AnyDriver::new(Frozen(frozen))), Some(report)))
+        let (frozen, report) = py.detach(|| shared.machine.snapshot()).raise(py)?;
+        let report = Py::new(py, SnapshotReport::new(&report))?;
+        Ok(Self::new(frozen, Some(report)))
     }
 
-    /// Opens an event session: breakpoints, watchpoints, single steps.
+    /// Opens an event session.
     fn events(&self, py: Python<'_>) -> PyResult<Events> {
         Events::new(py, self.handle.clone())
     }
@@ -295,18 +305,23 @@ impl Machine {
             other => return Err(PyValueError::new_err(format!("no image format `{other}`: raw, lime, avml, elf, kdump"))),
         };
         let shared = self.handle.get()?;
-        let written =
-            py.detach(|| ::vmi::file::write::image(&shared.vmi, path, format, |_, _| {}).map_err(|error| with_causes(&error)));
+        let written = py.detach(|| {
+            ::vmi::file::write::image(shared.vmi(), path, format, |_, _| {}).map_err(|error| ::vmi::with_causes(&error))
+        });
         let summary = written.map_err(PyErr::new::<WriteImageError, _>)?;
         Ok(summary.unreadable.into_iter().map(Region::from).collect())
     }
 
-    /// Finds the operating system inside. `symbols`: files that describe a kernel which does not describe itself.
-    #[pyo3(signature = (*, symbols=Vec::new()))]
-    fn attach(&self, py: Python<'_>, symbols: Vec<PathBuf>) -> PyResult<Guest> {
+    /// Finds the operating system inside. `symbols`: files that describe a kernel which does not describe itself. `download`: fetch symbol
+    /// files of Windows that are nowhere on this host from the servers that _NT_SYMBOL_PATH names, or from Microsoft's.
+    #[pyo3(signature = (*, symbols=Vec::new(), download=false))]
+    fn attach(&self, py: Python<'_>, symbols: Vec<PathBuf>, download: bool) -> PyResult<Guest> {
         let shared = self.handle.get()?;
+        if download && !cfg!(feature = "download") {
+            return Err(PyErr::new::<UnsupportedError, _>("this module was built without the feature `download`"));
+        }
         let handle = self.handle.clone();
-        py.detach(|| Guest::attach(handle, shared, &symbols)).map_err(PyErr::new::<AttachError, _>)
+        py.detach(|| Guest::attach(handle, &shared.machine, &symbols, download)).map_err(PyErr::new::<AttachError, _>)
     }
 
     /// Whether it was closed.
@@ -332,7 +347,7 @@ impl Machine {
 
     fn __repr__(&self) -> String {
         match self.handle.get() {
-            Ok(shared) => format!("<vmi.Machine {}>", shared.vmi.machine().name),
+            Ok(shared) => format!("<vmi.Machine {}>", shared.vmi().machine().name),
             Err(_) => "<vmi.Machine, closed>".to_owned(),
         }
     }

@@ -1,20 +1,16 @@
 //! Memory as Python reads it: physical, of the kernel, of a process, of any page tables.
 
-use std::sync::{Arc, OnceLock};
-
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyMemoryView, PyString};
-use self_cell::self_cell;
-use vmi::linux::ProcessMemory;
+use vmi::owned::{self, AnyAddr};
 use vmi::x86::PagingMode;
-use vmi::{Address as _, AddressSpace, AnyDriver, Guest, Memory as Readable, PAGE_SIZE, PhysAddr, VirtAddr};
+use vmi::{Address as _, Memory as _, PAGE_SIZE, PhysAddr, VirtAddr};
 
 use crate::address;
 use crate::errors::{Raise, exception};
 use crate::frozen_view::{FrozenView, not_lent};
-use crate::guest::Attached;
 use crate::machine::{Handle, Shared};
 
 /// Reads of mapped memory above this let other threads of Python run; a shorter one takes less time than asking them.
@@ -24,132 +20,43 @@ const MAX_READ: u64 = 64 << 20;
 /// What goes into a caller's buffer at a time.
 const PIECE: usize = 1 << 20;
 
-/// What is read.
-pub(crate) enum Source {
-    Physical,
-    Kernel(Arc<Attached>),
-    Process { guest: Arc<Attached>, pid: u32 },
-    Tables { root: PhysAddr, mode: PagingMode },
-}
-
-/// What a source borrows of its machine, kept between calls.
-enum Kept<'v> {
-    Tables(AddressSpace<'v, AnyDriver>),
-    /// Of a frozen Linux guest: what was found there stays true.
-    Process(Box<ProcessMemory<'v, AnyDriver>>),
-    /// Found anew for each read: in a running guest a process may end at any time.
-    Nothing,
-}
-
-self_cell!(
-    struct KeptCell {
-        owner: Arc<Shared>,
-        #[covariant]
-        dependent: Kept,
-    }
-);
-
-/// Virtual memory through what all operating systems share.
-struct OfGuest<'g> {
-    guest: &'g dyn Guest,
-    vmi: &'g vmi::Vmi<AnyDriver>,
-    pid: Option<u32>,
-}
-
-impl Readable for OfGuest<'_> {
-    type Addr = VirtAddr;
-
-    fn read_into(&self, at: VirtAddr, buf: &mut [u8]) -> vmi::Result<()> {
-        self.guest.read_virtual(self.pid, at, buf)
-    }
-
-    fn slice(&self, at: VirtAddr, len: usize) -> Option<&[u8]> {
-        let start = self.guest.translate(self.pid, at).ok()?;
-        let mut covered = start.rest_of_page();
-        while covered < len as u64 {
-            let next = self.guest.translate(self.pid, at.checked_add(covered)?).ok()?;
-            if next.at.offset_from(start.at) != Some(covered) {
-                return None;
-            }
-            covered = covered.checked_add(next.rest_of_page())?;
-        }
-        self.vmi.slice(start.at, len)
-    }
-}
-
-/// Any memory, addressed by number.
-trait ByNumber {
-    fn fill(&self, at: u64, buf: &mut [u8]) -> vmi::Result<()>;
-    fn fill_lossy(&self, at: u64, buf: &mut [u8]) -> vmi::Result<Vec<core::ops::Range<usize>>>;
-    fn c_string(&self, at: u64, limit: usize) -> vmi::Result<Vec<u8>>;
-    fn utf16(&self, at: u64, limit: usize) -> vmi::Result<Vec<u16>>;
-    fn lends(&self, at: u64, len: usize) -> bool;
-}
-
-impl<M: Readable> ByNumber for M
-where
-    M::Addr: From<u64>,
-{
-    fn fill(&self, at: u64, buf: &mut [u8]) -> vmi::Result<()> {
-        self.read_into(at.into(), buf)
-    }
-
-    fn fill_lossy(&self, at: u64, buf: &mut [u8]) -> vmi::Result<Vec<core::ops::Range<usize>>> {
-        self.read_lossy(at.into(), buf)
-    }
-
-    fn c_string(&self, at: u64, limit: usize) -> vmi::Result<Vec<u8>> {
-        self.read_c_string(at.into(), limit)
-    }
-
-    fn utf16(&self, at: u64, limit: usize) -> vmi::Result<Vec<u16>> {
-        self.read_utf16(at.into(), limit)
-    }
-
-    fn lends(&self, at: u64, len: usize) -> bool {
-        self.slice(at.into(), len).is_some()
-    }
-}
-
-struct Inner {
-    handle: Handle,
-    source: Source,
-    kept: OnceLock<KeptCell>,
-}
-
 /// Memory of a machine: guest-physical, or virtual through page tables.
 ///
 /// A read fills what was asked for or raises an exception, whose `done` says how many bytes were good. Only `zread` pads.
 /// Addresses are numbers; for the memory of a guest also symbols: "init_task", "init_task+0x10".
 #[pyclass(frozen, module = "vmi")]
 #[derive(Clone)]
-pub(crate) struct Memory(Arc<Inner>);
+pub(crate) struct Memory {
+    handle: Handle,
+    /// `None`: guest-physical memory, which does not keep a closed machine.
+    of: Option<owned::Memory>,
+}
 
 /// The names of paging modes.
 const MODES: [(&str, PagingMode); 4] =
     [("32-bit", PagingMode::Bits32), ("pae", PagingMode::Pae), ("4-level", PagingMode::Level4), ("5-level", PagingMode::Level5)];
 
 impl Memory {
-    pub(crate) fn new(handle: Handle, source: Source) -> Self {
-        Self(Arc::new(Inner { handle, source, kept: OnceLock::new() }))
+    /// Guest-physical memory.
+    pub(crate) fn physical(handle: Handle) -> Self {
+        Self { handle, of: None }
+    }
+
+    pub(crate) fn of(handle: Handle, memory: owned::Memory) -> Self {
+        Self { handle, of: Some(memory) }
     }
 
     /// What page tables map.
     pub(crate) fn of_tables(handle: &Handle, root: u64, mode: &str) -> PyResult<Self> {
-        handle.check()?;
+        let shared = handle.get()?;
         let found = MODES.iter().find(|(name, _)| *name == mode).map(|(_, mode)| *mode);
         let wrong = || PyValueError::new_err(format!("no paging mode `{mode}`: 32-bit, pae, 4-level, 5-level"));
         let mode = found.ok_or_else(wrong)?;
-        Ok(Self::new(handle.clone(), Source::Tables { root: PhysAddr::new(root), mode }))
+        Ok(Self::of(handle.clone(), shared.machine.address_space(PhysAddr::new(root), mode)))
     }
 
-    /// The guest that the memory belongs to, and the process.
-    fn guest(&self) -> Option<(&Arc<Attached>, Option<u32>)> {
-        match &self.0.source {
-            Source::Kernel(guest) => Some((guest, None)),
-            Source::Process { guest, pid } => Some((guest, Some(*pid))),
-            Source::Physical | Source::Tables { .. } => None,
-        }
+    fn memory<'m>(&'m self, shared: &'m Shared) -> &'m owned::Memory {
+        self.of.as_ref().unwrap_or(&shared.physical)
     }
 
     /// The address that Python means.
@@ -157,134 +64,57 @@ impl Memory {
         if !at.is_instance_of::<PyString>() {
             return address::number(at);
         }
-        match self.guest() {
-            Some((guest, _)) => guest.place(py, at),
+        self.handle.check()?;
+        match self.of.as_ref().and_then(owned::Memory::guest) {
+            Some(guest) => address::place(py, guest, at),
             None => Err(PyTypeError::new_err("a symbol has a virtual address: read it through guest.kernel")),
         }
     }
 
-    /// What the source keeps between calls, made at the first.
-    fn kept(&self, shared: &Arc<Shared>) -> &KeptCell {
-        self.0.kept.get_or_init(|| {
-            KeptCell::new(shared.clone(), |shared| match &self.0.source {
-                Source::Tables { root, mode } => Kept::Tables(shared.vmi.address_space(*root, *mode)),
-                _ => Kept::Nothing,
-            })
-        })
+    /// Whether reading so many bytes takes less time than asking other threads of Python to run meanwhile.
+    fn is_short(&self, shared: &Shared, len: usize) -> bool {
+        shared.mapped && len <= LONG && self.of.as_ref().is_none_or(|memory| memory.pid().is_none())
     }
 
-    /// The memory of a process, if it may be kept.
-    fn kept_process(&self, shared: &Arc<Shared>, pid: u32) -> vmi::Result<&KeptCell> {
-        if let Some(kept) = self.0.kept.get() {
-            return Ok(kept);
-        }
-        let made = KeptCell::try_new(shared.clone(), |shared| -> vmi::Result<Kept<'_>> {
-            if shared.vmi.machine().liveness == vmi::Liveness::Live {
-                return Ok(Kept::Nothing);
-            }
-            let Source::Process { guest, .. } = &self.0.source else { return Ok(Kept::Nothing) };
-            // The memory borrows the machine alone, so it is looked for through the roots that the guest tells.
-            let Some(kernel) = guest.layer().linux_kernel() else { return Ok(Kept::Nothing) };
-            let again = vmi::linux::Linux::with_kernel(&shared.vmi, kernel.clone());
-            let again = again.map_err(|_| vmi::Error::from(vmi::ErrorKind::NoObject { what: "kernel".to_owned() }))?;
-            Ok(again.process(pid)?.memory()?.map_or(Kept::Nothing, |memory| Kept::Process(Box::new(memory))))
-        })?;
-        Ok(self.0.kept.get_or_init(|| made))
-    }
-
-    /// Calls `action` with the memory.
-    fn with<T>(&self, shared: &Arc<Shared>, action: impl FnOnce(&dyn ByNumber) -> vmi::Result<T>) -> vmi::Result<T> {
-        match &self.0.source {
-            Source::Physical => action(&shared.vmi),
-            Source::Tables { .. } => match self.kept(shared).borrow_dependent() {
-                Kept::Tables(space) => action(space),
-                _ => action(&shared.vmi),
-            },
-            Source::Kernel(guest) => action(&OfGuest { guest: guest.guest(), vmi: &shared.vmi, pid: None }),
-            Source::Process { guest, pid } => match self.kept_process(shared, *pid)?.borrow_dependent() {
-                Kept::Process(memory) => action(&**memory),
-                _ => action(&OfGuest { guest: guest.guest(), vmi: &shared.vmi, pid: Some(*pid) }),
-            },
-        }
-    }
-
-    /// As [`Memory::with`]; other threads of Python run meanwhile if it may take long.
+    /// Calls `action` with the memory; other threads of Python run meanwhile if it may take long.
     #[inline]
     fn run<T: Send>(
         &self,
         py: Python<'_>,
-        shared: &Arc<Shared>,
+        shared: &Shared,
         len: usize,
-        action: impl FnOnce(&dyn ByNumber) -> vmi::Result<T> + Send,
+        action: impl FnOnce(&owned::Memory) -> vmi::Result<T> + Send,
     ) -> PyResult<T> {
-        let short = shared.mapped && len <= LONG && !matches!(self.0.source, Source::Process { .. });
-        let done = if short { self.with(shared, action) } else { py.detach(|| self.with(shared, action)) };
+        let memory = self.memory(shared);
+        let done = if self.is_short(shared, len) { action(memory) } else { py.detach(|| action(memory)) };
         done.raise(py)
     }
 
     /// Reads a few bytes for values of types.
     pub(crate) fn bytes<const N: usize>(&self, py: Python<'_>, at: u64) -> PyResult<[u8; N]> {
-        let shared = self.0.handle.get()?;
+        let shared = self.handle.get()?;
         let mut bytes = [0; N];
-        self.run(py, &shared, N, |memory| memory.fill(at, &mut bytes))?;
+        self.run(py, &shared, N, |memory| memory.read_into(AnyAddr(at), &mut bytes))?;
         Ok(bytes)
     }
 
     /// Fills a buffer for values of types.
     pub(crate) fn fill(&self, py: Python<'_>, at: u64, buf: &mut [u8]) -> PyResult<()> {
-        let shared = self.0.handle.get()?;
+        let shared = self.handle.get()?;
         let len = buf.len();
-        self.run(py, &shared, len, |memory| memory.fill(at, buf))
+        self.run(py, &shared, len, |memory| memory.read_into(AnyAddr(at), buf))
     }
 
     /// A C string for values of types.
     pub(crate) fn c_string(&self, py: Python<'_>, at: u64, limit: usize) -> PyResult<Vec<u8>> {
-        let shared = self.0.handle.get()?;
-        self.run(py, &shared, limit.min(PAGE_SIZE as usize), |memory| memory.c_string(at, limit))
-    }
-
-    fn translate_number(&self, shared: &Arc<Shared>, at: u64) -> vmi::Result<vmi::Translation> {
-        let at = VirtAddr::new(at);
-        match &self.0.source {
-            Source::Physical => {
-                let access = vmi::Access { write: true, execute: true, user: true };
-                Ok(vmi::Translation { at: PhysAddr::new(at.get()), page_shift: 12, access })
-            }
-            Source::Tables { .. } => match self.kept(shared).borrow_dependent() {
-                Kept::Tables(space) => space.translate(at),
-                _ => Err(at.out_of_range(1)),
-            },
-            Source::Kernel(guest) => guest.guest().translate(None, at),
-            Source::Process { guest, pid } => match self.kept_process(shared, *pid)?.borrow_dependent() {
-                Kept::Process(memory) => memory.translate(at),
-                _ => guest.guest().translate(Some(*pid), at),
-            },
-        }
-    }
-
-    /// Writes by pages; nothing is written if a part of it has no place.
-    fn write_by_pages(&self, shared: &Arc<Shared>, at: u64, data: &[u8]) -> vmi::Result<()> {
-        let mut places = Vec::new();
-        let mut done = 0usize;
-        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            let start = VirtAddr::new(at);
-            let here = start.checked_add(done as u64).ok_or_else(|| start.out_of_range(data.len()))?;
-            let translation = self.translate_number(shared, here.get())?;
-            let len = usize::try_from(translation.rest_of_page()).unwrap_or(usize::MAX).min(rest.len());
-            places.push((translation.at, done, len));
-            done = done.saturating_add(len);
-        }
-        for (physical, offset, len) in places {
-            let part = data.get(offset..offset.saturating_add(len)).unwrap_or_default();
-            shared.vmi.write(physical, part).map_err(|error| error.after(offset))?;
-        }
-        Ok(())
+        let shared = self.handle.get()?;
+        self.run(py, &shared, limit.min(PAGE_SIZE as usize), |memory| memory.read_c_string(AnyAddr(at), limit))
     }
 }
 
 /// Refuses lengths that no machine of this size can have.
 fn reasonable(shared: &Shared, length: usize) -> PyResult<()> {
-    let limit = shared.vmi.machine().memory.end().get().max(MAX_READ);
+    let limit = shared.vmi().machine().memory.end().get().max(MAX_READ);
     if length as u64 > limit {
         let message = format!("{length} bytes are more than this machine's memory ends at ({limit} bytes): read in pieces");
         return Err(PyValueError::new_err(message));
@@ -297,15 +127,15 @@ impl Memory {
     /// Reads `length` bytes.
     pub(crate) fn read<'py>(&self, py: Python<'py>, at: &Bound<'py, PyAny>, length: usize) -> PyResult<Bound<'py, PyBytes>> {
         let at = self.at(py, at)?;
-        let shared = self.0.handle.get()?;
+        let shared = self.handle.get()?;
         reasonable(&shared, length)?;
-        PyBytes::new_with(py, length, |buf| self.run(py, &shared, length, |memory| memory.fill(at, buf)))
+        PyBytes::new_with(py, length, |buf| self.run(py, &shared, length, |memory| memory.read_into(AnyAddr(at), buf)))
     }
 
     /// Fills a writable buffer of bytes: a bytearray, a memoryview, a numpy array. What was read before a failure is in it.
     pub(crate) fn read_into(&self, py: Python<'_>, at: &Bound<'_, PyAny>, buffer: &Bound<'_, PyAny>) -> PyResult<()> {
         let at = self.at(py, at)?;
-        let shared = self.0.handle.get()?;
+        let shared = self.handle.get()?;
         let target = WritableBytes::of(buffer)?;
         let mut piece = vec![0; target.len.min(PIECE)];
         let mut done = 0usize;
@@ -315,9 +145,9 @@ impl Memory {
             let start = VirtAddr::new(at);
             let here = start.checked_add(done as u64).ok_or_else(|| start.out_of_range(target.len).after(done)).raise(py)?;
             let mut good = len;
-            let short = shared.mapped && len <= LONG && !matches!(self.0.source, Source::Process { .. });
-            let read = |buf: &mut [u8]| self.with(&shared, |memory| memory.fill(here.get(), buf));
-            let read = if short { read(buf) } else { py.detach(|| read(buf)) };
+            let memory = self.memory(&shared);
+            let read = |buf: &mut [u8]| memory.read_into(here.into(), buf);
+            let read = if self.is_short(&shared, len) { read(buf) } else { py.detach(|| read(buf)) };
             if let Err(error) = &read {
                 good = error.done().min(len);
             }
@@ -337,11 +167,11 @@ impl Memory {
         length: usize,
     ) -> PyResult<(Bound<'py, PyBytes>, Vec<(usize, usize)>)> {
         let at = self.at(py, at)?;
-        let shared = self.0.handle.get()?;
+        let shared = self.handle.get()?;
         reasonable(&shared, length)?;
         let mut padded = Vec::new();
         let bytes = PyBytes::new_with(py, length, |buf| {
-            padded = self.run(py, &shared, length, |memory| memory.fill_lossy(at, buf))?;
+            padded = self.run(py, &shared, length, |memory| memory.read_lossy(AnyAddr(at), buf))?;
             Ok(())
         })?;
         Ok((bytes, padded.into_iter().map(|range| (range.start, range.end)).collect()))
@@ -369,11 +199,7 @@ impl Memory {
 
     /// Reads a pointer of the guest's width.
     fn read_pointer(&self, py: Python<'_>, at: &Bound<'_, PyAny>) -> PyResult<u64> {
-        let narrow = match (&self.0.source, self.guest()) {
-            (Source::Tables { mode, .. }, _) => !mode.is_long(),
-            (_, Some((guest, _))) => guest.types().pointer_size() == 4,
-            (_, None) => false,
-        };
+        let narrow = self.memory(&*self.handle.get()?).pointer_size() == 4;
         let at = self.at(py, at)?;
         if narrow { Ok(u64::from(u32::from_le_bytes(self.bytes(py, at)?))) } else { Ok(u64::from_le_bytes(self.bytes(py, at)?)) }
     }
@@ -389,8 +215,8 @@ impl Memory {
     #[pyo3(signature = (at, limit=4096))]
     fn read_utf16(&self, py: Python<'_>, at: &Bound<'_, PyAny>, limit: usize) -> PyResult<String> {
         let at = self.at(py, at)?;
-        let shared = self.0.handle.get()?;
-        let units = self.run(py, &shared, limit.min(PAGE_SIZE as usize), |memory| memory.utf16(at, limit))?;
+        let shared = self.handle.get()?;
+        let units = self.run(py, &shared, limit.min(PAGE_SIZE as usize), |memory| memory.read_utf16(AnyAddr(at), limit))?;
         Ok(String::from_utf16_lossy(&units))
     }
 
@@ -398,28 +224,24 @@ impl Memory {
     /// part of the range is not mapped.
     pub(crate) fn write(&self, py: Python<'_>, at: &Bound<'_, PyAny>, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let at = self.at(py, at)?;
-        let shared = self.0.handle.get()?;
+        let shared = self.handle.get()?;
         let data = match data.cast::<PyBytes>() {
             Ok(bytes) => bytes.as_bytes().to_vec(),
             Err(_) => PyBuffer::<u8>::get(data)?.to_vec(py)?,
         };
-        py.detach(|| match self.0.source {
-            Source::Physical => shared.vmi.write(PhysAddr::new(at), &data),
-            _ => self.write_by_pages(&shared, at, &data),
-        })
-        .raise(py)
+        let memory = self.memory(&shared);
+        py.detach(|| memory.write(AnyAddr(at), &data)).raise(py)
     }
 
     /// Lends frozen memory without copying it, as a read-only memoryview: numpy.frombuffer takes it as it is. BufferError says why not.
     pub(crate) fn view<'py>(&self, py: Python<'py>, at: &Bound<'py, PyAny>, length: usize) -> PyResult<Bound<'py, PyMemoryView>> {
         let at = self.at(py, at)?;
-        let shared = self.0.handle.get()?;
-        let frozen = shared.vmi.machine().liveness == vmi::Liveness::Frozen;
-        let start = py.detach(|| {
-            if !self.with(&shared, |memory| Ok(memory.lends(at, length)))? {
-                return Ok(None);
-            }
-            self.translate_number(&shared, at).map(Some)
+        let shared = self.handle.get()?;
+        let frozen = shared.vmi().machine().liveness == vmi::Liveness::Frozen;
+        let memory = self.memory(&shared);
+        let start = py.detach(|| match memory.slice(AnyAddr(at), length) {
+            Some(_) => memory.translate(VirtAddr::new(at)).map(Some),
+            None => Ok(None),
         });
         match start.raise(py)? {
             Some(start) => FrozenView::memoryview(py, shared, start.at, length),
@@ -430,19 +252,20 @@ impl Memory {
     /// Where a virtual address lies in guest-physical memory.
     fn translate(&self, py: Python<'_>, at: &Bound<'_, PyAny>) -> PyResult<Translation> {
         let at = self.at(py, at)?;
-        let shared = self.0.handle.get()?;
-        if matches!(self.0.source, Source::Physical) {
+        let shared = self.handle.get()?;
+        let memory = self.memory(&shared);
+        if memory.is_physical() {
             return Err(PyTypeError::new_err("physical memory is not translated"));
         }
-        Ok(py.detach(|| self.translate_number(&shared, at)).raise(py)?.into())
+        Ok(py.detach(|| memory.translate(VirtAddr::new(at))).raise(py)?.into())
     }
 
     fn __repr__(&self) -> String {
-        match &self.0.source {
-            Source::Physical => "<vmi.Memory, physical>".to_owned(),
-            Source::Kernel(_) => "<vmi.Memory of the kernel>".to_owned(),
-            Source::Process { pid, .. } => format!("<vmi.Memory of process {pid}>"),
-            Source::Tables { root, .. } => format!("<vmi.Memory of page tables at {root}>"),
+        let Some(memory) = &self.of else { return "<vmi.Memory, physical>".to_owned() };
+        match (memory.root(), memory.pid()) {
+            (Some(root), _) => format!("<vmi.Memory of page tables at {root}>"),
+            (_, Some(pid)) => format!("<vmi.Memory of process {pid}>"),
+            _ => "<vmi.Memory of the kernel>".to_owned(),
         }
     }
 }

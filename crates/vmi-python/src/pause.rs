@@ -1,34 +1,22 @@
 //! A guest that stands still for a while.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use self_cell::self_cell;
-use vmi::AnyDriver;
+use vmi::owned;
 
 use crate::errors::Raise;
-use crate::machine::Shared;
-
-type Guard<'v> = vmi::Paused<'v, AnyDriver>;
-
-self_cell!(
-    struct PausedMachine {
-        owner: Arc<Shared>,
-        #[covariant]
-        dependent: Guard,
-    }
-);
 
 /// The guest stands still while this lives: a context manager. Pauses nest.
 #[pyclass(frozen, module = "vmi")]
 pub(crate) struct Paused {
-    guard: Mutex<Option<PausedMachine>>,
+    guard: Mutex<Option<owned::Paused>>,
 }
 
 impl Paused {
-    pub(crate) fn new(py: Python<'_>, shared: Arc<Shared>) -> PyResult<Self> {
-        let paused = py.detach(|| PausedMachine::try_new(shared, |shared| shared.vmi.pause())).raise(py)?;
+    pub(crate) fn new(py: Python<'_>, machine: &owned::Machine) -> PyResult<Self> {
+        let paused = py.detach(|| machine.pause()).raise(py)?;
         Ok(Self { guard: Mutex::new(Some(paused)) })
     }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use vmi::VirtAddr;
+use vmi::{Guest as _, VirtAddr};
 
 use crate::errors::Raise;
 use crate::guest::{Attached, collect};
-use crate::memory::{Memory, Source};
+use crate::memory::Memory;
 use crate::rows::{Row, Rows, datetime};
 use crate::values::{Scope, Struct};
 
@@ -22,7 +22,7 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn new(guest: Arc<Attached>, row: vmi::Process) -> Self {
-        let memory = Memory::new(guest.handle.clone(), Source::Process { guest: guest.clone(), pid: row.pid });
+        let memory = Memory::of(guest.handle.clone(), guest.guest().process_memory(row.pid));
         Self { guest, row, memory }
     }
 
@@ -120,8 +120,7 @@ impl Process {
     /// Its structure in kernel memory: task_struct of a Linux guest, _EPROCESS of a Windows one.
     #[getter(r#struct)]
     fn structure(&self, py: Python<'_>) -> PyResult<Struct> {
-        let kernel = Memory::new(self.guest.handle.clone(), Source::Kernel(self.guest.clone()));
-        let scope = Scope { guest: self.guest.clone(), memory: kernel };
+        let scope = Scope { guest: self.guest.clone(), memory: self.guest.kernel() };
         Struct::named(py, &scope, self.guest.structure_of_process(), self.row.object.get())
     }
 
@@ -148,13 +147,13 @@ impl Process {
     /// The environment, "NAME=value" each: under Linux the one that it was started with. None for a process without.
     fn environment(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         self.guest.handle.check()?;
-        py.detach(|| self.guest.layer().environment(&self.row)).raise(py)
+        py.detach(|| self.guest.guest().environment(&self.row)).raise(py)
     }
 
     /// Path of the program that it runs, as the kernel knows it; `None` if it has none.
     fn executable(&self, py: Python<'_>) -> PyResult<Option<String>> {
         self.guest.handle.check()?;
-        py.detach(|| self.guest.layer().executable(&self.row)).raise(py)
+        py.detach(|| self.guest.guest().executable(&self.row)).raise(py)
     }
 
     /// The attributes as a dictionary.
@@ -227,8 +226,7 @@ impl Thread {
     /// Its structure in kernel memory: task_struct of a Linux guest, _ETHREAD of a Windows one.
     #[getter(r#struct)]
     fn structure(&self, py: Python<'_>) -> PyResult<Struct> {
-        let kernel = Memory::new(self.guest.handle.clone(), Source::Kernel(self.guest.clone()));
-        let scope = Scope { guest: self.guest.clone(), memory: kernel };
+        let scope = Scope { guest: self.guest.clone(), memory: self.guest.kernel() };
         let at: VirtAddr = self.row.object;
         Struct::named(py, &scope, self.guest.structure_of_thread(), at.get())
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use vmi::VirtAddr;
+use vmi::{Guest as _, VirtAddr};
 
 use crate::errors::Raise;
 use crate::guest::Attached;

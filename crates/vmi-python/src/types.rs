@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use vmi::{Type, TypeSource};
+use vmi::TypeSource;
 
 use crate::errors::Raise;
 use crate::guest::Attached;
@@ -76,7 +76,7 @@ impl Types {
     fn type_of(&self, py: Python<'_>, name: &str, path: &str) -> PyResult<String> {
         let types = self.types()?;
         let field = types.field(name, path).raise(py)?;
-        title(types, field.ty, 8).raise(py)
+        vmi::type_name(types, field.ty).raise(py)
     }
 
     /// The value of a constant of an enumeration.
@@ -87,19 +87,4 @@ impl Types {
     fn __repr__(&self) -> String {
         self.types().map_or_else(|_| "<vmi.Types, closed>".to_owned(), |types| format!("<vmi.Types, {}>", types.origin()))
     }
-}
-
-/// A type as in C, but for the order of its parts.
-fn title(types: &dyn TypeSource, id: vmi::TypeId, depth: u32) -> vmi::Result<String> {
-    let Some(depth) = depth.checked_sub(1) else { return Ok("...".to_owned()) };
-    let tag = |kind: &str, name: String| if name.is_empty() { format!("{kind} (anonymous)") } else { format!("{kind} {name}") };
-    Ok(match types.resolve(id)? {
-        Type::Number { name, .. } => name,
-        Type::Pointer { target } => format!("{} *", title(types, target, depth)?),
-        Type::Array { element, count } => format!("{}[{count}]", title(types, element, depth)?),
-        Type::Structure(structure) => tag(if structure.union { "union" } else { "struct" }, structure.name),
-        Type::Enumeration { name, .. } => tag("enum", name),
-        Type::Function => "function".to_owned(),
-        _ => "void".to_owned(),
-    })
 }

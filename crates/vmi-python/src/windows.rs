@@ -7,11 +7,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use vmi::windows::registry::{self, Data, RegistryError};
 use vmi::windows::{Windows as System, moment};
-use vmi::{AnyDriver, Error, ErrorKind, Result, VirtAddr};
+use vmi::{AnyDriver, Error, ErrorKind, Result, VirtAddr, of_process};
 
 use crate::errors::Raise;
 use crate::guest::Attached;
-use crate::layer::of_process;
 use crate::process::Process;
 use crate::rows::{Row, Rows, datetime, plain_row};
 
@@ -377,7 +376,7 @@ impl RegistryKey {
 fn read<T: Send>(py: Python<'_>, guest: &Arc<Attached>, read: impl FnOnce(&dyn OfWindows) -> Result<T> + Send) -> PyResult<T> {
     guest.handle.check()?;
     let nothing = || Error::from(ErrorKind::NoObject { what: "a Windows system in this machine".to_owned() });
-    py.detach(|| read(guest.layer().windows().ok_or_else(nothing)?)).raise(py)
+    py.detach(|| guest.guest().windows(|windows| read(windows)).unwrap_or_else(|| Err(nothing()))).raise(py)
 }
 
 /// What only a Windows guest has: `Guest.windows`.

@@ -1,5 +1,6 @@
 """What the tests share: the demo image, its truth, and a live guest where VMI_LAB_LIVE=1."""
 
+import contextlib
 import csv
 import json
 import os
@@ -69,11 +70,33 @@ class Live:
         return got[: -len(mark) - 2].decode().rstrip("\n")
 
 
-@pytest.fixture(scope="session")
-def live():
+class Qmp:
+    """QEMU's monitor (QMP): one command at a time."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)
+        self.socket.connect(path)
+        self.lines = self.socket.makefile("rb")
+        self.lines.readline()
+        self("qmp_capabilities")
+
+    def __call__(self, command, **arguments):
+        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        while True:
+            said = json.loads(self.lines.readline())
+            if "error" in said:
+                raise RuntimeError(f"{command}: {said['error']['desc']}")
+            if "return" in said:
+                return said["return"]
+
+
+@contextlib.contextmanager
+def boot(*options):
+    """A guest of tests/lab, or the test is skipped."""
     if os.environ.get("VMI_LAB_LIVE") != "1":
         pytest.skip("live guests are booted where VMI_LAB_LIVE=1")
-    command = ["python3", "-B", str(ROOT / "tests/lab/live.py"), "serve"]
+    command = ["python3", "-B", str(ROOT / "tests/lab/live.py"), "serve", *options]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         facts = json.loads(server.stdout.readline() or '{"skipped": "live.py failed"}')
@@ -84,3 +107,9 @@ def live():
     finally:
         server.stdin.close()
         server.wait(60)
+
+
+@pytest.fixture(scope="session")
+def live():
+    with boot() as guest:
+        yield guest

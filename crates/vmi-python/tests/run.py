@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the wheels, installs them into a fresh virtual environment and runs pytest and mypy --strict there.
 
-    run.py [--release] [--keep DIRECTORY] [arguments of pytest]
+    run.py [--release] [--keep DIRECTORY] [--only-environment] [arguments of pytest]
 
 A live guest is tested where VMI_LAB_LIVE=1, as the live tests of the workspace; a synthetic Windows machine where VMI_NT_MACHINE names the directory that
 nt-machine wrote. Volatility 3 is fetched once and kept in the user's cache directory; where it cannot be had, its tests are skipped and say so.
@@ -47,6 +47,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--release", action="store_true", help="build the wheel with optimisation")
     parser.add_argument("--keep", type=Path, help="use and keep this directory for the environment and the wheels")
+    parser.add_argument("--only-environment", action="store_true", help="run nothing there")
     given, pytest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as scratch:
         where = (given.keep or Path(scratch)).resolve()
@@ -63,6 +64,8 @@ def main():
         print(*(wheel.name for wheel in wheels), flush=True)
         why = install_volatility(python)
         run(python, "-m", "pip", "install", "--quiet", "--no-index", *(wheels if not why else [w for w in wheels if "volatility" not in w.name]))
+        if given.only_environment:
+            sys.exit(why)
         run(python, "-m", "mypy", "--strict", "--cache-dir=/dev/null", HERE / "sample.py")
         run(python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", HERE, *pytest, env={**os.environ, "VMI_NO_VOLATILITY": why})
 

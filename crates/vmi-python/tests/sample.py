@@ -42,6 +42,30 @@ def trace(target: str, name: str) -> int:
         return events.passed_over
 
 
+def registers_written(target: str) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    with vmi.open(target, base="full.snap") as machine, machine.events() as events:
+        if "control_register" not in events.abilities:
+            return rows
+        events.control_register("cr3", on_change=True)
+        events.msr(0xC0000082)
+        events.watch("cpuid")
+        page: int = events.memory_access(0x1000, 0x1000, "rw")
+        view: int = events.create_view("rx")
+        events.allow(view, 0x1000, "r")
+        events.remap(view, 0x1000, None)
+        while (event := events.next(timeout=1.0)) is not None:
+            rows.append(event.to_dict())
+            if event.kind == "msr" and event.details["new"] == 0:
+                event.deny()
+            elif event.trap == page:
+                event.emulate(without_writes=True, view=view)
+            else:
+                event.resume(view=0)
+        events.inject_exception(0, 13, 0)
+        return rows
+
+
 def windows(target: str) -> dict[str, object]:
     with vmi.open(target) as machine:
         guest = machine.attach()

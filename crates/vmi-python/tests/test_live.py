@@ -211,6 +211,40 @@ def test_replies_with_registers(machine, guest, live):
             assert events.next(timeout=1) is None
 
 
+def test_kinds_that_the_back_end_lacks(machine, guest, live):
+    with machine.events() as events:
+        assert {"software_breakpoint", "watchpoint", "step", "set_registers"} <= set(events.abilities)
+        assert not {"msr", "cpuid", "control_register", "deny", "view", "inject"} & set(events.abilities)
+        for ask in [
+            lambda: events.msr(0xC0000082), lambda: events.control_register("cr3", on_change=True), lambda: events.watch("cpuid"),
+            lambda: events.watch("exit"), lambda: events.memory_access(0x1000, 8, "rw"), lambda: events.create_view(),
+            lambda: events.inject_interrupt(0, 128), lambda: events.inject_exception(0, 13, 0), lambda: events.inject_page_fault(0, 0, 4),
+        ]:
+            with pytest.raises(vmi.UnsupportedError):
+                ask()
+        for ask in [
+            lambda: events.control_register("cr2"), lambda: events.watch("weather"), lambda: events.memory_access(0, 8, "q"),
+            lambda: events.memory_access(0, 8, ""), lambda: events.create_view("rwz"),
+        ]:
+            with pytest.raises(ValueError):
+                ask()
+        events.breakpoint(guest.symbols[FUNCTION])
+        with InGuest(live, "actor call personality 2"):
+            event = events.next(timeout=20)
+            assert event.details == {} and event.to_dict()["kind"] == "software breakpoint" and event.to_dict()["address"] == event.address
+            with pytest.raises(ValueError):
+                event.emulate(without_writes=True, reading=b"1")
+            with pytest.raises(vmi.UnsupportedError):
+                event.deny()
+            # The answer could not be carried out: the guest went on as if there was none.
+            assert event.answered
+            with pytest.raises(vmi.StateError):
+                event.resume()
+            second = events.next(timeout=20)
+            assert second is not None and not second.answered
+            second.resume(view=None)
+
+
 def test_misuse_of_events(machine, guest, live):
     at = guest.symbols[FUNCTION]
     events = machine.events()

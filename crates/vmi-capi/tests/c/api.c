@@ -61,6 +61,9 @@ static void without_handles(void)
 	ANSWERS(VMI_STATUS_WRONG_HANDLE, vmi_machine_check((vmi_machine *)options, &error));
 	ANSWERS(VMI_STATUS_WRONG_HANDLE, vmi_events_next((vmi_events *)options, 0, &(vmi_event *){ NULL }, &error));
 	vmi_machine_close((vmi_machine *)options); /* of another kind: left alone */
+	ANSWERS(VMI_STATUS_NULL, vmi_options_set_base(options, NULL, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_options_set_base(options, "/no/such/base", &error));
+	ANSWERS(VMI_STATUS_OK, vmi_options_set_download(options, 0, &error));
 	ANSWERS(VMI_STATUS_OK, vmi_options_set_allow_truncated(options, 0, &error));
 	vmi_options_close(options);
 	vmi_options_close(options);

@@ -168,6 +168,53 @@ static void *wait_for_ever(void *user_data)
 	return NULL;
 }
 
+/* What QEMU's gdb stub has, and what it has not: an error, and the session and the event stay as they are. */
+static void abilities(void)
+{
+	vmi_events *session;
+	vmi_event *event;
+	vmi_event_info info;
+	vmi_trap trap = { .kind = VMI_EVENT_KIND_SOFTWARE_BREAKPOINT, .at = symbol };
+	vmi_injection interrupt = { .kind = VMI_INJECTION_KIND_INTERRUPT, .vector = 0x80 };
+	uint64_t able = 0, number;
+	uint32_t view;
+
+	ANSWERS(VMI_STATUS_OK, vmi_events_open(machine, &session, &error));
+	ANSWERS(VMI_STATUS_NULL, vmi_events_get_abilities(session, NULL, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_events_get_abilities(session, &able, &error));
+	CHECK((able >> VMI_EVENT_ABILITY_SOFTWARE_BREAKPOINT & 1) && (able >> VMI_EVENT_ABILITY_WATCHPOINT & 1) && (able >> VMI_EVENT_ABILITY_STEP & 1));
+	CHECK(!(able >> VMI_EVENT_ABILITY_MODEL_REGISTER & 1) && !(able >> VMI_EVENT_ABILITY_DENY & 1) && !(able >> VMI_EVENT_ABILITY_VIEW & 1));
+	for (uint32_t kind = VMI_EVENT_KIND_MEMORY; kind <= VMI_EVENT_KIND_OTHER; kind++) {
+		vmi_trap other = { .kind = kind, .at = 0x1000, .length = 8, .access = VMI_ACCESS_WRITE };
+		int asked = kind != VMI_EVENT_KIND_INTERRUPT && kind != VMI_EVENT_KIND_OTHER;
+		ANSWERS(asked ? VMI_STATUS_UNSUPPORTED : VMI_STATUS_ARGUMENT, vmi_events_set_trap(session, &other, &number, &error));
+	}
+	ANSWERS(VMI_STATUS_ARGUMENT, vmi_events_set_trap(session, &(vmi_trap){ .kind = VMI_EVENT_KIND_MEMORY, .length = 8 }, &number, &error));
+	ANSWERS(VMI_STATUS_ARGUMENT, vmi_events_set_trap(session, &(vmi_trap){ .kind = VMI_EVENT_KIND_MEMORY, .length = 8, .access = 8 }, &number, &error));
+	ANSWERS(VMI_STATUS_ARGUMENT, vmi_events_set_trap(session, &(vmi_trap){ .kind = VMI_EVENT_KIND_CONTROL_REGISTER, .which = 2 }, &number, &error));
+	ANSWERS(VMI_STATUS_UNSUPPORTED, vmi_events_create_view(session, VMI_ACCESS_READ, &view, &error));
+	ANSWERS(VMI_STATUS_ARGUMENT, vmi_events_switch_view(session, 65536, &error));
+	ANSWERS(VMI_STATUS_NULL, vmi_events_inject(session, 0, NULL, &error));
+	ANSWERS(VMI_STATUS_UNSUPPORTED, vmi_events_inject(session, 0, &interrupt, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_events_set_trap(session, &trap, &number, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_events_next(session, 20000, &event, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_event_get_info(event, &info, &error));
+	CHECK(info.view == VMI_UNKNOWN_ID && info.linear == VMI_UNKNOWN_ADDRESS && !info.access && !info.which);
+	ANSWERS(VMI_STATUS_OK, vmi_events_get_abilities(session, &able, &error));
+	ANSWERS(VMI_STATUS_UNSUPPORTED, vmi_events_inject(session, 0, &interrupt, &error));
+	ANSWERS(VMI_STATUS_NULL, vmi_event_answer(event, NULL, &error));
+	ANSWERS(VMI_STATUS_ARGUMENT, vmi_event_answer(event, &(vmi_reply){ .action = VMI_ACTION_EMULATE, .emulation = VMI_EMULATION_INSTRUCTION }, &error));
+	ANSWERS(VMI_STATUS_ARGUMENT, vmi_event_reply(event, VMI_ACTION_EMULATE, NULL, &error));
+	ANSWERS(VMI_STATUS_UNSUPPORTED, vmi_event_reply(event, VMI_ACTION_DENY, NULL, &error));
+	/* It was let go on. */
+	ANSWERS(VMI_STATUS_OK, vmi_events_next(session, 20000, &event, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_event_answer(event, &(vmi_reply){ .step = true }, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_events_next(session, 20000, &event, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_event_get_info(event, &info, &error));
+	CHECK(info.kind == VMI_EVENT_KIND_STEP && info.instruction != symbol);
+	vmi_events_close(session);
+}
+
 static void events(uint32_t pid)
 {
 	vmi_events *session, *second;
@@ -187,7 +234,7 @@ static void events(uint32_t pid)
 	ANSWERS(VMI_STATUS_OK, vmi_events_open(machine, &session, &error));
 	ANSWERS(VMI_STATUS_STATE, vmi_events_open(machine, &second, &error));
 	ANSWERS(VMI_STATUS_NULL, vmi_events_set_trap(session, NULL, &number, &error));
-	ANSWERS(VMI_STATUS_ARGUMENT, vmi_events_set_trap(session, &(vmi_trap){ .kind = 6 }, &number, &error));
+	ANSWERS(VMI_STATUS_ARGUMENT, vmi_events_set_trap(session, &(vmi_trap){ .kind = VMI_EVENT_KIND_STOP }, &number, &error));
 	ANSWERS(VMI_STATUS_NULL, vmi_events_set_trap(session, &(vmi_trap){ .root_count = 3 }, &number, &error));
 	ANSWERS(VMI_STATUS_END, vmi_events_next(session, 0, &event, &error));
 	ANSWERS(VMI_STATUS_OK, vmi_events_set_trap(session, &trap, &number, &error));
@@ -273,6 +320,7 @@ int main(int argc, char **argv)
 	snapshots(pid, page);
 	writes(pid, page);
 	events(pid);
+	abilities();
 	/* Closing the machine lets a guest go on that is held. */
 	ANSWERS(VMI_STATUS_OK, vmi_machine_pause(machine, &pause, &error));
 	vmi_machine_close(machine);

@@ -103,7 +103,7 @@ static uint32_t mapping(const vmi_mapping *found, void *user_data)
 static uint32_t event(vmi_event *event, void *user_data)
 {
 	(void)event, (void)user_data;
-	return 3;
+	return 6;
 }
 
 /* Looks at an error, and closes or keeps it. */
@@ -218,18 +218,33 @@ static void step(struct state *state)
 	case 42: status = vmi_machine_pause(self, (vmi_pause **)&handle, place); break;
 	case 43: status = vmi_events_open(self, (vmi_events **)&handle, place); break;
 	case 44: {
-		vmi_trap trap = { (uint32_t)below(state, 7), at, below(state, 20), NULL, 0 };
-		if (below(state, 2))
-			status = vmi_events_set_trap(self, below(state, 9) ? &trap : NULL, &number, place);
-		else
-			status = vmi_events_run(self, 1, event, NULL, &number, place);
+		vmi_trap trap = { (uint32_t)below(state, 21), at, below(state, 20), NULL, 0, (uint32_t)below(state, 9), (uint32_t)below(state, 5), below(state, 2) };
+		vmi_injection injection = { (uint32_t)below(state, 4), (uint8_t)next(state), below(state, 2), pid, at };
+		uint32_t view = (uint32_t)below(state, 4);
+		switch (below(state, 9)) {
+		case 0: status = vmi_events_run(self, 1, event, NULL, &number, place); break;
+		case 1: status = vmi_events_get_abilities(self, below(state, 9) ? &number : NULL, place); break;
+		case 2: status = vmi_events_create_view(self, (uint32_t)below(state, 9), &view, place); break;
+		case 3: status = vmi_events_destroy_view(self, view, place); break;
+		case 4: status = vmi_events_allow(self, view, at, (uint32_t)below(state, 9), place); break;
+		case 5: status = vmi_events_remap(self, view, at, below(state, 2) ? at : VMI_UNKNOWN_ADDRESS, place); break;
+		case 6: status = vmi_events_switch_view(self, view + (uint32_t)below(state, 2) * 0x10000, place); break;
+		case 7: status = vmi_events_inject(self, pid, below(state, 9) ? &injection : NULL, place); break;
+		default: status = vmi_events_set_trap(self, below(state, 9) ? &trap : NULL, &number, place);
+		}
 		break;
 	}
 	case 45:
-		if (below(state, 2))
+		if (below(state, 2)) {
 			status = vmi_events_next(self, below(state, 3), (vmi_event **)&handle, place);
-		else
-			status = vmi_event_reply(self, (uint32_t)below(state, 4), NULL, place);
+		} else if (below(state, 2)) {
+			status = vmi_event_reply(self, (uint32_t)below(state, 7), NULL, place);
+		} else {
+			vmi_registers registers = { .known = 0 };
+			vmi_reply reply = { .action = (uint32_t)below(state, 7), .emulation = (uint32_t)below(state, 5), .bytes = buffer, .byte_count = buffer ? length : 0,
+					    .registers = below(state, 2) ? &registers : NULL, .set_view = below(state, 2), .view = (uint32_t)below(state, 3) };
+			status = vmi_event_answer(self, below(state, 9) ? &reply : NULL, place);
+		}
 		break;
 	case 46:
 		self = any(state, (enum kind)below(state, KINDS));

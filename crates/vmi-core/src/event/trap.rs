@@ -163,6 +163,6 @@ impl<A: Architecture> Trap<A> {
     }
 }
 
-/// A trap that is set.
+/// A trap that is set: its number in its session, from 1 on, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TrapId(pub(super) u64);
+pub struct TrapId(pub u64);
