@@ -198,7 +198,7 @@ fn physical_memory_is_memory() {
     assert!(matches!(error.kind(), ErrorKind::Hole { .. }), "{error}");
     assert_eq!((error.done(), error.kind().address()), (4, Some(0x100c)));
     let mut buf = [1; 8];
-    assert_eq!(memory.read_lossy(AnyAddr(0x1008), &mut buf).unwrap(), [4..8]);
+    assert_eq!(memory.read_lossy(AnyAddr(0x1008), &mut buf).unwrap(), std::slice::from_ref(&(4..8)));
     assert_eq!(&buf, b"ory\0\0\0\0\0");
     assert!(memory.is_physical() && memory.guest().is_none() && memory.pid().is_none());
     let error = memory.write(AnyAddr(0x1000), b"x").unwrap_err();
@@ -325,7 +325,7 @@ fn many_threads_share_a_session() {
             scope.spawn(|| {
                 while let Some(event) = events.wait(Duration::ZERO).unwrap() {
                     // Some are answered, some dropped.
-                    if event.vcpu() == VcpuId(1) && began.elapsed().subsec_nanos() % 2 == 0 {
+                    if event.vcpu() == VcpuId(1) && began.elapsed().subsec_nanos().is_multiple_of(2) {
                         event.reply(Reply::resume()).unwrap();
                     }
                     _ = events.create_view(Accesses::NONE).unwrap();
