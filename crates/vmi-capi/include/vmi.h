@@ -2197,7 +2197,7 @@ vmi_status vmi_guest_get_field(vmi_guest *guest,
                                vmi_error **error);
 
 /**
- * The name of a member's type, as in C but for the order of its parts: "struct list_head", "char[16]". Freed with vmi_string_free.
+ * The name of a member's type, as in C but for the order of its parts: "struct list_head", "struct mm_struct *". Freed with vmi_string_free.
  */
 vmi_status vmi_guest_get_type_name(vmi_guest *guest,
                                    const char * structure,

@@ -42,7 +42,7 @@ pub extern "C" fn vmi_guest_get_field(
     })
 }
 
-/// The name of a member's type, as in C but for the order of its parts: "struct list_head", "char[16]". Freed with vmi_string_free.
+/// The name of a member's type, as in C but for the order of its parts: "struct list_head", "struct mm_struct *". Freed with vmi_string_free.
 #[unsafe(no_mangle)]
 pub extern "C" fn vmi_guest_get_type_name(
     guest: *mut vmi_guest,
