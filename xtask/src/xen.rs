@@ -10,10 +10,10 @@ use crate::tasks::{Outcome, cache, target};
 use crate::test_output::TestOutput;
 
 /// The checks that run in Bochs unless others are named: those of what differs between processors.
-const BOCHS_CHECKS: &[&str] = &["registers::", "events::", "breakpoints::", "views::", "killed::", "smp::"];
+const BOCHS_CHECKS: &[&str] = &["registers::", "events::", "breakpoints::", "views::", "killed::"];
 
 /// The others.
-const QEMU_CHECKS: &[&str] = &["lab::", "toolstack::", "memory::", "linux::", "control::"];
+const QEMU_CHECKS: &[&str] = &["lab::", "toolstack::", "memory::", "linux::", "control::", "smp::"];
 
 /// What the checks in Bochs depend on.
 const BOCHS_SOURCES: &[&str] = &["crates/vmi-driver-xen", "crates/vmi-core", "crates/vmi-arch-x86", "tests/xen", "tests/lab/xen"];
