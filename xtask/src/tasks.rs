@@ -13,6 +13,9 @@ use crate::xen;
 /// The guest whose image, made smaller, is the demo.
 const DEMO_GUEST: &str = "x64-6.12-small";
 
+/// The tests of domains that are opened through libvirt's library.
+const LIBVIRT_DOMAINS: &str = "libvirt::library";
+
 /// What a task came to: true if all passed, an error if a prerequisite is missing.
 pub(crate) type Outcome = Result<bool, String>;
 
@@ -154,7 +157,9 @@ pub(crate) fn test() -> Outcome {
     // One build with every feature that can be built here; each build more compiles all that stands above the feature once more.
     let tests = ["test", "--workspace", "--features", &features];
     steps.run("build tests", &mut cargo(&[&tests[..], &["--no-run"]].concat()));
-    let mut tests = cargo(&[&tests[..], &["--no-fail-fast", "--", "--show-output"]].concat());
+    // Domains of libvirt are looked at by themselves: their test sees what any other guest's leaves on this host.
+    let libvirt = [&tests[..], &["--test", "live", "--", "--show-output", LIBVIRT_DOMAINS]].concat();
+    let mut tests = cargo(&[&tests[..], &["--no-fail-fast", "--", "--show-output", "--skip", LIBVIRT_DOMAINS]].concat());
     tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1").env("VMI_LAB_XEN_CORES", cache().join("xen/cores"));
     if steps.run("wine", &mut wine_command()) {
         tests.env("VMI_WINE_PE", wine());
@@ -163,6 +168,9 @@ pub(crate) fn test() -> Outcome {
         steps.skip("kernels compiled as PE files", &missing);
     }
     steps.run_counted("test", &mut tests, TestOutput::line, TestOutput::counts);
+    if features.contains("libvirt") {
+        steps.run_counted("libvirt", cargo(&libvirt).env("VMI_LAB_LIVE", "1"), TestOutput::line, TestOutput::counts);
+    }
     // interleavings of the translation cache's readers and writers, and of the two sides of Xen's ring; in a directory of its own, for its flags rebuild
     // everything
     for (name, package, tests) in [("loom", "vmi-core", "tlb"), ("loom ring", "vmi-driver-xen", "ring")] {

@@ -66,7 +66,8 @@ const FRAME_BUFFER: IsfType<'static> = Pointer(&Structure("fb_info"));
 /// Types of variables, which BTF tells of per-CPU variables only. They are those that Volatility's plugins read, and some that users of
 /// its shell are likely to.
 const VARIABLES: &[(&str, IsfType<'static>)] = &[
-    ("__start___tracepoints_ptrs", INT),
+    // `tracepoint_ptr_t`, of addresses relative to their own place (include/linux/tracepoint-defs.h).
+    ("__start___tracepoints_ptrs", Array(&INT, 1)),
     ("arp_seq_ops", SEQUENCE),
     ("bpf_kallsyms", LIST),
     ("bpf_tree", Structure("latch_tree_root")),

@@ -48,6 +48,8 @@ export RUST_BACKTRACE=1 LD_LIBRARY_PATH=/lib HOME=/ TMPDIR=/tmp XEN_LAB_DOMUS="$
 say "command starts"
 timeout "$SECONDS_TO_RUN" sh /lab/run > /dev/ttyS1 2>&1
 status=$?
+# Settings take effect when all output has gone out (TCSADRAIN): what the program said comes before the end.
+stty -F /dev/ttyS1 raw
 say "command done"
 if [ -n "$VERBOSE" ]; then
     xl list
