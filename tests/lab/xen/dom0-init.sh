@@ -50,6 +50,7 @@ timeout "$SECONDS_TO_RUN" sh /lab/run > /dev/ttyS1 2>&1
 status=$?
 # Settings take effect when all output has gone out (TCSADRAIN): what the program said comes before the end.
 stty -F /dev/ttyS1 raw
+sleep 1
 say "command done"
 if [ -n "$VERBOSE" ]; then
     xl list

@@ -121,7 +121,7 @@ boot() {
         fi
         sleep 0.5
     done
-    sleep 0.2
+    sleep 1
     kill $running 2> /dev/null || true
     wait $running 2> /dev/null || true
     running=
