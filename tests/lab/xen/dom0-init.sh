@@ -43,10 +43,12 @@ for d in $DOMUS; do
     say "ready $d"
 done
 stty -F /dev/ttyS1 raw
+# Open until the end: what is still to go out is lost when the last one to close it is a process that is killed.
+exec 3> /dev/ttyS1
 cd /
 export RUST_BACKTRACE=1 LD_LIBRARY_PATH=/lib HOME=/ TMPDIR=/tmp XEN_LAB_DOMUS="$DOMUS" XEN_LAB_EMU="$EMULATOR"
 say "command starts"
-timeout "$SECONDS_TO_RUN" sh /lab/run > /dev/ttyS1 2>&1
+timeout "$SECONDS_TO_RUN" sh /lab/run > /dev/ttyS1 2>&1 3>&-
 status=$?
 # Settings take effect when all output has gone out (TCSADRAIN): what the program said comes before the end.
 stty -F /dev/ttyS1 raw
