@@ -46,6 +46,10 @@ fn main() {
     );
     put("windows_attach", "untouched", &[1]);
     put("windows_attach", "untouched-without-file", &[0]);
+    for machine in 1..6 {
+        put("windows_attach", &format!("untouched-{machine}"), &[machine << 1 | 1]);
+        put("windows_attach", &format!("untouched-{machine}-without-file"), &[machine << 1]);
+    }
     put("windows_attach", "bad-list", &[&[1, 5, 0, 0x48, 4][..], &[0x41; 8], &[9, 0, 0, 0], &[0xff; 8]].concat());
 }
 

@@ -6,6 +6,7 @@ mod images;
 mod linux;
 mod monitor;
 mod paging;
+mod patched;
 mod pmemaccess;
 mod qmp;
 mod snapshots;

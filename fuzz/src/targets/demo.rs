@@ -1,14 +1,13 @@
 //! The demo image with places in it changed.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
-use vmi_arch_x86::X86;
-use vmi_core::synthetic::SyntheticDriver;
-use vmi_core::{GuestMapping, Memory, PAGE_SIZE, PhysAddr, Piece, Region, VirtAddr, Vmi};
+use vmi_core::{Memory, PAGE_SIZE, PhysAddr, VirtAddr, Vmi};
 use vmi_driver_file::ImageDriver;
 use vmi_os_linux::{Kernel, Linux};
 
 use super::head;
+use super::patched::{Patched, PatchedMemory};
 
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/debian-6.12.raw.zst");
 
@@ -44,17 +43,9 @@ const POINTERS: [(&str, &str); 8] = [
     ("mod_kallsyms", "strtab"),
 ];
 
-/// A machine whose memory is the image's.
-pub type Patched = SyntheticDriver<X86>;
-
-fn machine(bytes: Arc<Vec<u8>>) -> Patched {
-    let region = Region::new(PhysAddr::ZERO, bytes.len() as u64).expect("the demo image");
-    Patched::over(GuestMapping::frozen(bytes, &[Piece { region, offset: 0 }]).expect("one piece"))
-}
-
 /// The image in memory, and where in it a change matters.
 struct Original {
-    bytes: Mutex<Arc<Vec<u8>>>,
+    memory: PatchedMemory,
     kernel: Kernel,
     places: Vec<PhysAddr>,
 }
@@ -66,7 +57,7 @@ fn original() -> &'static Original {
         let mut bytes = vec![0; demo.machine().memory.end().get() as usize];
         demo.read_lossy(PhysAddr::ZERO, &mut bytes).expect("the demo image");
         let linux = Linux::attach(&demo).expect("the demo image is Linux");
-        Original { bytes: Mutex::new(Arc::new(bytes)), places: places(&linux), kernel: linux.kernel().clone() }
+        Original { memory: PatchedMemory::new([(0, bytes)]), places: places(&linux), kernel: linux.kernel().clone() }
     })
 }
 
@@ -101,29 +92,19 @@ fn places(linux: &Linux<'_, ImageDriver>) -> Vec<PhysAddr> {
 /// the kernel, or, with the highest bit set, of any page.
 pub fn patched<T>(script: &[u8], look: impl FnOnce(&Vmi<Patched>, &Kernel) -> T) -> T {
     let original = original();
-    let mut shared = original.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-    let bytes = Arc::get_mut(&mut shared).expect("no machine is left over it");
-    let mut undo: Vec<(usize, Vec<u8>)> = Vec::new();
     let mut rest = script;
-    while let Some(([place, place_high, offset, offset_high, len], tail)) = head::<5>(rest) {
+    let patches = std::iter::from_fn(|| {
+        let ([place, place_high, offset, offset_high, len], tail) = head::<5>(rest)?;
         let (place, offset) = (u16::from_le_bytes([place, place_high]), u16::from_le_bytes([offset, offset_high]));
         let at = match place.checked_sub(0x8000) {
             Some(page) => u64::from(page) * PAGE_SIZE + u64::from(offset % 0x1000),
             None => original.places[usize::from(place) % original.places.len()].get() + u64::from(offset),
-        } as usize;
+        };
         let (patch, tail) = tail.split_at(tail.len().min(usize::from(len)));
         rest = tail;
-        if let Some(target) = bytes.get_mut(at..at + patch.len()) {
-            undo.push((at, target.to_vec()));
-            target.copy_from_slice(patch);
-        }
-    }
-    let seen = look(&Vmi::new(machine(Arc::clone(&shared))), &original.kernel);
-    let bytes = Arc::get_mut(&mut shared).expect("the machine is gone");
-    for (at, old) in undo.into_iter().rev() {
-        bytes[at..at + old.len()].copy_from_slice(&old);
-    }
-    seen
+        Some((at, patch))
+    });
+    original.memory.with(patches, |vmi| look(vmi, &original.kernel))
 }
 
 /// The number of the place of a symbol.

@@ -1,16 +1,16 @@
 //! Windows: its files, its structures as bytes, and a synthetic machine with places in it changed.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use nt_machine::{Build, NtMachine};
-use vmi_arch_x86::X86;
+use nt_machine::{Build, NtMachine, Options as MachineOptions};
 use vmi_core::synthetic::{SyntheticDriver, Unpaged};
-use vmi_core::{GuestMapping, PhysAddr, Piece, Region, VirtAddr, Vmi};
+use vmi_core::{PhysAddr, VirtAddr, Vmi};
 use vmi_os_windows::discover::{self, DebuggerData, Options};
 use vmi_os_windows::registry::{Cells, Hive, HiveFile};
 use vmi_os_windows::{SymbolFile, SymbolStore, Windows, arguments, pe, symbol_files, symbol_store};
 
 use super::head;
+use super::patched::{Patched, PatchedMemory};
 
 /// A PE file as the loader maps it, at any address.
 pub fn pe_image(data: &[u8]) -> bool {
@@ -63,17 +63,23 @@ fn keys(hive: &Hive<impl Cells>) -> usize {
     .sum()
 }
 
+/// Builds of each kind of page tables, and of structures far apart.
+const BUILDS: [&str; 6] =
+    ["win10_x64_19041", "xp_sp3_x86", "xp_sp3_x86_pae", "win7_sp1_x64", "win10_x86_19041", "win11_x64_26100"];
+
 /// A machine in memory, and where in it a change matters.
 struct Original {
-    runs: Vec<(u64, Vec<u8>)>,
+    memory: PatchedMemory,
     places: Vec<u64>,
     symbols: Options,
 }
 
-fn original() -> &'static Original {
-    static MADE: OnceLock<Original> = OnceLock::new();
-    MADE.get_or_init(|| {
-        let (machine, _) = NtMachine::typical(Build::named("win10_x64_19041").expect("a build of the table"));
+/// One of [`BUILDS`].
+fn original(which: usize) -> &'static Original {
+    static MADE: [OnceLock<Original>; BUILDS.len()] = [const { OnceLock::new() }; BUILDS.len()];
+    MADE[which].get_or_init(|| {
+        let build = Build::named(BUILDS[which]).expect("a build of the table");
+        let (machine, _) = NtMachine::typical_with(build, MachineOptions::default());
         let truth = machine.truth();
         let objects = truth
             .processes
@@ -85,47 +91,32 @@ fn original() -> &'static Original {
         places.push(truth.system_root);
         places.extend(truth.processes.iter().map(|process| process.dtb));
         let file = SymbolFile::parse(machine.isf().to_string().as_bytes()).expect("the machine's own symbol file");
-        let runs = machine.memory().into_iter().filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0)).collect();
-        Original { runs, places, symbols: Options { store: SymbolStore::parse(""), ..Options::default() }.file(file) }
+        let memory = PatchedMemory::new(machine.physical().pages());
+        Original { memory, places, symbols: Options { store: SymbolStore::parse(""), ..Options::default() }.file(file) }
     })
 }
 
-/// Everything of Windows on a synthetic machine. The first byte says whether its symbol file is known; behind it: places (2 bytes),
-/// offsets from them (2 bytes) and what is written there (8 bytes).
+/// Everything of Windows on a synthetic machine. The first byte says whether its symbol file is known, and behind the lowest bit which
+/// machine it is; behind it: places (2 bytes), offsets from them (2 bytes) and what is written there (8 bytes).
 pub fn attach(data: &[u8]) -> bool {
-    let Some(([with_file], changes)) = head::<1>(data) else { return false };
-    let Original { runs, places, symbols } = original();
-    let (mut bytes, mut pieces) = (Vec::new(), Vec::new());
-    for (start, run) in runs {
-        let region = Region::new(PhysAddr::new(*start), run.len() as u64).expect("a run of memory");
-        pieces.push(Piece { region, offset: bytes.len() as u64 });
-        bytes.extend_from_slice(run);
-    }
-    for change in changes.chunks_exact(12).take(64) {
+    let Some(([chosen], changes)) = head::<1>(data) else { return false };
+    let Original { memory, places, symbols } = original(usize::from(chosen >> 1) % BUILDS.len());
+    let patches = changes.chunks_exact(12).take(64).map(|change| {
         let number = |at: usize| usize::from(u16::from_le_bytes([change[at], change[at + 1]]));
-        let at = places[number(0) % places.len()].wrapping_add(number(2) as u64 % 0x1000);
-        let piece = pieces.iter().find(|piece| piece.region.contains(PhysAddr::new(at)));
-        let Some(piece) = piece else { continue };
-        let offset = (piece.offset + at - piece.region.start().get()) as usize;
-        if let Some(target) = bytes.get_mut(offset..offset + 8) {
-            target.copy_from_slice(&change[4..]);
-        }
-    }
-    let mapping = GuestMapping::frozen(Arc::new(bytes), &pieces).expect("disjoint runs");
-    let vmi = Vmi::new(SyntheticDriver::<X86>::over(mapping));
-    let hermetic = Options { store: SymbolStore::parse(""), ..Options::default() };
-    let options = if with_file & 1 == 1 { symbols } else { &hermetic };
-    let Ok(windows) =
-        discover::find_with(&vmi, options).map_err(drop).and_then(|kernel| Windows::with_kernel(&vmi, kernel).map_err(drop))
-    else {
-        return false;
-    };
-    everything(&windows);
-    true
+        (places[number(0) % places.len()].wrapping_add(number(2) as u64 % 0x1000), &change[4..])
+    });
+    memory.with(patches, |vmi| {
+        let hermetic = Options { store: SymbolStore::parse(""), ..Options::default() };
+        let options = if chosen & 1 == 1 { symbols } else { &hermetic };
+        let found = discover::find_with(vmi, options).map_err(drop);
+        let Ok(windows) = found.and_then(|kernel| Windows::with_kernel(vmi, kernel).map_err(drop)) else { return false };
+        everything(&windows);
+        true
+    })
 }
 
 /// Reads all lists of the guest, each up to some thousand rows.
-fn everything(windows: &Windows<'_, SyntheticDriver<X86>>) {
+fn everything(windows: &Windows<'_, Patched>) {
     const ROWS: usize = 3000;
     windows.kernel_modules().take(ROWS).flatten().for_each(|module| drop((module.name(), module.path(), module.size())));
     let _ = (windows.unloaded_drivers(), windows.services(), windows.object_types());
@@ -145,4 +136,16 @@ fn everything(windows: &Windows<'_, SyntheticDriver<X86>>) {
     }
     windows.hives().take(50).flatten().for_each(|hive| _ = keys(&Hive::new(hive)));
     let _ = windows.survey_processes();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_machine_is_found() {
+        for which in 0..BUILDS.len() as u8 {
+            assert!(attach(&[which << 1 | 1]), "{} with its symbol file", BUILDS[usize::from(which)]);
+        }
+    }
 }
