@@ -3,6 +3,9 @@
 //! Xen tells how many pages a domain has and the highest frame number in use, but not which lie between. So it is asked for the type of each frame
 //! (`XEN_DOMCTL_getpageframeinfo3`), 1024 at a time: from the bottom up as far as the domain would reach if it had no holes, then from the top down, until all
 //! pages are found. RAM starts at zero, and below 4 GiB the highest frames are those of devices and Xen's own, so this mostly ends after the first part of the top.
+//!
+//! A page may count as the domain's and lie at none of its frames: that of an event ring. Then all frames are looked at. That goes quickly, as only where Xen's own
+//! pages are to be expected it is tried to map what has no type.
 
 use vmi_core::{MemoryMap, PAGE_SIZE, PhysAddr, Region};
 
@@ -16,6 +19,18 @@ pub(crate) const BATCH: u64 = 1024;
 
 /// Frames that are looked at: 4 TiB of addresses.
 const MAX_FRAMES: u64 = 1 << 30;
+
+/// Batches at the top among whose frames are pages of Xen's own: 64 MiB of addresses.
+const TOP: u32 = 16;
+
+/// How to look at frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// By their types.
+    Types,
+    /// And by mapping those that have none.
+    Mapped,
+}
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +52,13 @@ pub(crate) fn is_memory(kind: u64) -> bool {
 pub(crate) fn find<E>(
     pages: u64,
     last: u64,
-    mut present: impl FnMut(core::ops::Range<u64>) -> Result<Vec<Frame>, E>,
+    mut present: impl FnMut(core::ops::Range<u64>, Look) -> Result<Vec<Frame>, E>,
 ) -> Result<MemoryMap, E> {
     let end = last.saturating_add(1).min(MAX_FRAMES);
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut found = 0u64;
-    let mut look = |range: core::ops::Range<u64>, found: &mut u64| -> Result<(), E> {
-        for (frame, what) in range.clone().zip(present(range)?) {
+    let mut look = |range: core::ops::Range<u64>, how: Look, found: &mut u64| -> Result<(), E> {
+        for (frame, what) in range.clone().zip(present(range, how)?) {
             match what {
                 Frame::None => continue,
                 Frame::Page => *found = found.saturating_add(1),
@@ -60,14 +75,14 @@ pub(crate) fn find<E>(
     let mut next = 0u64;
     while next < bottom {
         let stop = next.saturating_add(BATCH).min(bottom);
-        look(next..stop, &mut found)?;
+        look(next..stop, Look::Mapped, &mut found)?;
         next = stop;
     }
-    let mut top = end;
+    let (mut top, mut batches) = (end, 0u32);
     while top > bottom && found < pages {
         let start = top.saturating_sub(BATCH).max(bottom);
-        look(start..top, &mut found)?;
-        top = start;
+        look(start..top, if batches < TOP { Look::Mapped } else { Look::Types }, &mut found)?;
+        (top, batches) = (start, batches.saturating_add(1));
     }
     let region =
         |(first, count): (u64, u64)| Region::new(PhysAddr::new(first.saturating_mul(PAGE_SIZE)), count.saturating_mul(PAGE_SIZE));
@@ -95,12 +110,29 @@ mod tests {
         let mut asked = 0;
         // A PVH domain of 128 MiB with its special pages below 4 GiB.
         let frames = [0..0x8000, 0xfeff8..0xff000];
-        let map = find::<()>(0x8008, 0xfefff, |range| {
+        let map = find::<()>(0x8008, 0xfefff, |range, _| {
             asked += range.end - range.start;
             Ok(range.map(|frame| page(frames.iter().any(|run| run.contains(&frame)))).collect())
         });
         assert_eq!(map.unwrap(), map_of(&frames));
         assert!(asked < 0x9000, "{asked:#x} frames");
+    }
+
+    #[test]
+    fn a_page_at_no_frame_costs_a_look_at_all_types() {
+        let (mut typed, mut mapped) = (0, 0);
+        let frames = [0..0x8000, 0xfeff8..0xff000];
+        // The page of the event ring is one more.
+        let map = find::<()>(0x8009, 0xfefff, |range, how| {
+            match how {
+                Look::Types => typed += range.end - range.start,
+                Look::Mapped => mapped += range.end - range.start,
+            }
+            Ok(range.map(|frame| page(frames.iter().any(|run| run.contains(&frame)))).collect())
+        });
+        assert_eq!(map.unwrap(), map_of(&frames));
+        assert_eq!(typed + mapped, 0xff000);
+        assert!(mapped < 0x8400 + 0x4000 + 1, "{mapped:#x} frames");
     }
 
     #[test]
@@ -115,9 +147,14 @@ mod tests {
             let there = |frame: u64| runs.iter().any(|(first, count)| (*first..first + count).contains(&frame));
             let pages = (0..21_000).filter(|frame| there(*frame)).filter(|frame| frame % 97 != 5).count() as u64;
             let last = (0..21_000).rev().find(|frame| there(*frame)).unwrap_or(0);
-            let map = find::<()>(pages, last, |range| {
+            let map = find::<()>(pages, last, |range, how| {
                 assert!(range.end - range.start <= BATCH);
-                Ok(range.map(|frame| if frame % 97 == 5 && there(frame) { Frame::Xens } else { page(there(frame)) }).collect())
+                let kind = |frame: u64| match (there(frame), frame % 97 == 5, how) {
+                    (true, true, Look::Mapped) => Frame::Xens,
+                    (true, true, Look::Types) => Frame::None,
+                    (there, ..) => page(there),
+                };
+                Ok(range.map(kind).collect())
             });
             let map = map.unwrap();
             for frame in 0..21_000u64 {

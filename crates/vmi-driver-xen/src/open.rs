@@ -13,7 +13,7 @@ use crate::foreign_memory::{DomainCheck, Frames, GuestMemory, Limits, XenMapper}
 use crate::frames::{Machine, Paravirtual, Same};
 use crate::libraries::control::Control;
 use crate::libraries::foreign_memory::ForeignMemory;
-use crate::memory_map::{Frame, is_memory};
+use crate::memory_map::{Frame, Look, is_memory};
 use crate::{CallError, OpenError, Options, memory_map};
 
 /// Words of a domain's interface: only 64-bit PV domains are understood.
@@ -92,7 +92,7 @@ fn hardware_map(
 ) -> Result<MemoryMap, OpenError> {
     let number = domain.info.id;
     let last = last_frame(control, domain)?;
-    memory_map::find(domain.info.pages, last, |range| {
+    memory_map::find(domain.info.pages, last, |range, look| {
         let mut kinds: Vec<u64> = range.clone().collect();
         let typed = control.page_types(number, &mut kinds);
         let known = typed.transpose().map_err(|error| call(domain, "asking for the types of its pages", error))?.is_some();
@@ -101,6 +101,9 @@ fn hardware_map(
             // A library that does not offer it: what can be mapped is there.
             false => vec![Frame::None; kinds.len()],
         };
+        if known && look == Look::Types {
+            return Ok(frames);
+        }
         let rest: Vec<u64> = range.zip(&frames).filter(|(_, frame)| **frame == Frame::None).map(|(number, _)| number).collect();
         if !rest.is_empty() {
             let mapped = memory.map(number, &rest, false);

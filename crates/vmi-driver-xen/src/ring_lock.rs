@@ -1,12 +1,14 @@
 //! Who has the event ring of a domain: the lock of a file, which the kernel takes back when its holder dies.
 //!
 //! The file says what its holder has left in the domain, so that the next one can take it away: that the ring is on, which bytes are breakpoints, and which pages are
-//! watched.
+//! watched. Its last whole text counts: a new one is written behind it, or before it where there is room, and never over it, so that a holder that is killed while it writes leaves
+//! one.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -17,8 +19,10 @@ const RING: &str = "ring";
 /// How often the lock is asked for, and how long to wait in between.
 const ATTEMPTS: u32 = 20;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
-/// More than any set of breakpoints takes.
-const LONGEST: u64 = 1 << 20;
+/// What ends a text.
+const END: &str = "end\n";
+/// More than the texts of any set of breakpoints take.
+const LONGEST: u64 = 4 << 20;
 
 /// Why the lock was not had.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub(crate) enum RingLockError {
 #[derive(Debug)]
 pub(crate) struct RingLock {
     file: Flock<File>,
+    /// Where in the file the text is that counts.
+    text: Range<u64>,
     /// What the last holder left.
     left: Option<Left>,
 }
@@ -82,8 +88,8 @@ impl RingLock {
         let mut text = String::new();
         // What is no text of ours is nothing that was left.
         let read = (&mut *file).take(LONGEST).read_to_string(&mut text);
-        let left = read.ok().and_then(|_| parse(&text));
-        Ok(Self { file, left })
+        let (text, left) = read.ok().and_then(|_| last_whole(&text)).map_or((0..0, None), |(at, left)| (at, Some(left)));
+        Ok(Self { file, text, left })
     }
 
     /// Whether the last holder ended without giving its ring back.
@@ -111,15 +117,18 @@ impl RingLock {
     /// Notes what is changed in the domain now. To be called before it is changed, and after it is changed back.
     pub(crate) fn note(&mut self, left: &Left) -> io::Result<()> {
         let text = text(left);
-        self.file.set_len(0)?;
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(text.as_bytes())
+        let len = text.len() as u64;
+        let start = if len <= self.text.start { 0 } else { self.text.end };
+        self.file.write_all_at(text.as_bytes(), start)?;
+        self.text = start..start.saturating_add(len);
+        // What is behind it is the text before, or what somebody did not finish.
+        self.file.set_len(self.text.end)
     }
 
     /// Notes that nothing is left.
     pub(crate) fn forget_ring(&mut self) {
         _ = self.file.set_len(0);
-        _ = self.file.seek(SeekFrom::Start(0));
+        self.text = 0..0;
     }
 }
 
@@ -132,13 +141,27 @@ pub(crate) fn text(left: &Left) -> String {
     for (first, count) in &left.watched {
         text.push_str(&format!("w {first:x} {count:x}\n"));
     }
-    text.push_str("end\n");
+    text.push_str(END);
     text
+}
+
+/// The last text of a file that is whole: where it is, and what it says.
+fn last_whole(file: &str) -> Option<(Range<u64>, Left)> {
+    let mut end = file.len();
+    loop {
+        end = file.get(..end)?.rfind(END)?;
+        let behind = end.saturating_add(END.len());
+        // In no text is the word of its beginning.
+        let start = file.get(..end)?.rfind(RING)?;
+        if let Some(left) = parse(file.get(start..behind)?) {
+            return Some((start as u64..behind as u64, left));
+        }
+    }
 }
 
 /// What a file says; none if it is not whole.
 pub(crate) fn parse(text: &str) -> Option<Left> {
-    let body = text.strip_prefix(RING)?.strip_prefix('\n')?.strip_suffix("end\n")?;
+    let body = text.strip_prefix(RING)?.strip_prefix('\n')?.strip_suffix(END)?;
     let mut left = Left::default();
     for line in body.lines() {
         let (kind, rest) = line.split_once(' ')?;
@@ -181,6 +204,43 @@ mod tests {
         fourth.forget_ring();
         drop(fourth);
         assert!(!RingLock::take_at(&path).unwrap().was_left_behind());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    /// A holder that is killed at any byte of what it writes leaves what it noted before, or what it was about to note.
+    #[test]
+    fn what_counts_is_there_at_every_moment() {
+        let path = std::env::temp_dir().join(format!("vmi-xen-test-moments-{}.lock", std::process::id()));
+        let lefts: Vec<Left> = [3, 0, 1, 7, 0, 0, 2, 9]
+            .map(|count| Left {
+                breakpoints: (0..count).map(|at| (PhysAddr::new(0x1000 + at), at as u8)).collect(),
+                watched: Vec::new(),
+            })
+            .into();
+        let mut lock = RingLock::take_at(&path).unwrap();
+        let mut before = None;
+        for left in &lefts {
+            let (old, at) = (std::fs::read(&path).unwrap(), lock.text.clone());
+            lock.note(left).unwrap();
+            let new = std::fs::read(&path).unwrap();
+            assert_eq!(lock.text.end, new.len() as u64);
+            let written = new.get(lock.text.start as usize..).unwrap();
+            for count in 0..=written.len() {
+                let mut cut = old.clone();
+                cut.resize(cut.len().max(lock.text.start as usize + count), 0);
+                cut[lock.text.start as usize..][..count].copy_from_slice(&written[..count]);
+                let found = last_whole(std::str::from_utf8(&cut).unwrap()).map(|(_, left)| left);
+                assert!(
+                    found == before || found.as_ref() == Some(left),
+                    "{count} bytes at {:?} beside {at:?}: {found:?}",
+                    lock.text
+                );
+            }
+            assert!(new.len() < 500, "the file does not grow");
+            before = Some(left.clone());
+        }
+        drop(lock);
+        assert_eq!(RingLock::take_at(&path).unwrap().left(), lefts.last());
         std::fs::remove_file(path).unwrap();
     }
 
