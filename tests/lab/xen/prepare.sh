@@ -78,7 +78,7 @@ for module in xen-privcmd xen-evtchn xen-gntdev xen-gntalloc xenfs; do
 done
 cp "$root/boot/vmlinuz-$domu_release" "$dom0/domu.kernel"
 python3 "$here/cpio.py" "$domu" > "$dom0/domu.cpio"
-domain() { # name type memory vcpus processor
+domain() { # name type memory vcpus processor [options of the kernel]
     # What runs by SVM has a processor for itself: see run-in-dom0.sh. TCG cannot emulate RDTSC's intercept. Memory above 4 GiB begins where the hole ends.
     cat > "$dom0/etc/xen/$1.cfg" <<-CFG
 	name = "$1"
@@ -88,7 +88,7 @@ domain() { # name type memory vcpus processor
 	memory = $3
 	vcpus = $4
 	cpus = "$5"
-	cmdline = "console=hvc0 quiet mitigations=off nofsgsbase"
+	cmdline = "console=hvc0 quiet mitigations=off nofsgsbase${6:+ $6}"
 	tsc_mode = "native"
 	altp2m = "external"
 	on_crash = "preserve"
@@ -98,6 +98,7 @@ domain() { # name type memory vcpus processor
 domain pvh pvh 128 1 1
 domain pv pv 128 1 0
 domain smp pvh 160 2 1
+domain lone pvh 128 2 1 maxcpus=1
 domain big pvh 4608 1 1
 install -m 755 "$here/dom0-init.sh" "$dom0/init"
 python3 "$here/cpio.py" "$dom0" > "$work/dom0.cpio"

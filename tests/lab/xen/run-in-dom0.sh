@@ -2,7 +2,7 @@
 # Boot Xen 4.17 with a paravirtualised dom0 and Linux domains in an emulator, and run a program in dom0: run-in-dom0.sh PROGRAM [ARGUMENT...]
 # Its output and exit status are this script's. Status 125: the lab itself failed; what the consoles said is then on standard error.
 # Where the lab fails before the program was started, it is booted once more; a program that was started is not started again.
-# A domain has the name of its configuration: pvh, pv, smp (two vCPUs), big (memory above 4 GiB); see prepare.sh.
+# A domain has the name of its configuration: pvh, pv, smp (two vCPUs), lone (two, of which the guest uses one), big (memory above 4 GiB); see prepare.sh.
 #   XEN_LAB_DOMUS            domains to start ("pvh")
 #   XEN_LAB_EMU              qemu (AMD SVM with NPT), or bochs (Intel VMX with EPT, which alone has traps on memory, single steps, breakpoints, views)
 #   XEN_LAB_TIMEOUT          seconds for all (900, in Bochs 1500)

@@ -49,7 +49,7 @@ impl Context {
         self.domains.iter().map(|name| Domain::new(name))
     }
 
-    /// The domain of that name: `pvh`, `pv`, `smp` (two vCPUs) or `big` (memory above 4 GiB).
+    /// The domain of that name: `pvh`, `pv`, or `big` (memory above 4 GiB).
     ///
     /// # Errors
     /// [`Skip`] if it was not started in this boot.

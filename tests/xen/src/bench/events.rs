@@ -20,6 +20,16 @@ pub(super) fn run(domain: &Domain) -> Result<()> {
     let order = format!("domu cpuid {LEAF:#x} 0 {COUNT}");
     let vmi = Vmi::new(XenDriver::open(domain.name(), &Options::new())?);
     let (mut by_hand, mut by_session) = (Duration::MAX, Duration::MAX);
+    let opening = || {
+        let began = Instant::now();
+        XenDriver::open(domain.name(), &Options::new()).map(|_| began.elapsed())
+    };
+    let opened = opening()?;
+    let with_ring = {
+        let _events = vmi.events()?;
+        opening()?
+    };
+    println!("  opening the domain {opened:.1?}, while its event ring is on {with_ring:.1?}");
     for _ in 0..TURNS {
         let mut running = None;
         let took = bare::cpuid_events(vmi.driver().domain().info.id, LEAF, COUNT, || {

@@ -55,10 +55,13 @@ fn by_name(vmi: &Vmi<XenDriver>) -> Result<VirtAddr> {
 
 fn calls(context: &Context) -> CheckResult {
     context.vmx()?;
-    let domain = context.domain("pvh")?;
-    let vmi = open(&domain)?;
+    calls_in(&context.domain("pvh")?)
+}
+
+pub(super) fn calls_in(domain: &Domain) -> CheckResult {
+    let vmi = open(domain)?;
     let at = by_name(&vmi)?;
-    ensure!(at == function(&domain)?, "the domain says it is at {}", function(&domain)?);
+    ensure!(at == function(domain)?, "the domain says it is at {}", function(domain)?);
     let mut events = vmi.events()?;
     let id = events.set(Trap::breakpoint(at))?;
     let running = domain.start("domu call 50")?;
@@ -82,9 +85,12 @@ fn held_physical(held: &Held, page: usize) -> PhysAddr {
 
 fn hidden(context: &Context) -> CheckResult {
     context.vmx()?;
-    let domain = context.domain("pvh")?;
-    let at = function(&domain)?;
-    let vmi = open(&domain)?;
+    hidden_in(&context.domain("pvh")?)
+}
+
+pub(super) fn hidden_in(domain: &Domain) -> CheckResult {
+    let at = function(domain)?;
+    let vmi = open(domain)?;
     let before = domain.run(&kernel_bytes(at))?;
     let mut events = vmi.events()?;
     events.set(Trap::breakpoint(at))?;
@@ -150,11 +156,14 @@ fn steps(context: &Context) -> CheckResult {
 
 fn accesses(context: &Context) -> CheckResult {
     context.vmx()?;
-    let domain = context.domain("pvh")?;
-    let held = truth::held(&domain)?;
+    accesses_in(&context.domain("pvh")?)
+}
+
+pub(super) fn accesses_in(domain: &Domain) -> CheckResult {
+    let held = truth::held(domain)?;
     for (page, how, on) in [(3, 'r', Accesses::READ), (4, 'w', Accesses::WRITE), (5, 'x', Accesses::EXECUTE)] {
-        let vmi = open(&domain)?;
-        let told = touched(&vmi, &domain, &held, page, how, on).with_context(|| format!("touch {how}"))?;
+        let vmi = open(domain)?;
+        let told = touched(&vmi, domain, &held, page, how, on).with_context(|| format!("touch {how}"))?;
         println!("{how}: {told} of 20");
     }
     Ok(())

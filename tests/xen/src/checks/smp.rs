@@ -1,31 +1,30 @@
-//! Events of a domain with two vCPUs: each is told with its own vCPU, and none is lost.
+//! Events of domains with two vCPUs: each is told with its own vCPU, and none is lost.
 //!
-//! The domain is started by the first of these checks, and stays.
+//! A domain is started by the first of these checks that needs it, and stays.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use vmi::x86::{ControlRegister, Incident, Watch};
 use vmi::{Trap, VcpuId, What};
 
-use super::breakpoints::function;
 use super::events::{PATIENCE, open, serve};
-use super::{Check, CheckResult};
+use super::{Check, CheckResult, breakpoints};
 use crate::context::Context;
 use crate::domain::Domain;
 
 pub(super) const CHECKS: &[Check] = &[
     Check::new("smp::cpuid_of_each_vcpu_is_told", cpuid).limit(500),
     Check::new("smp::writes_of_cr3_of_each_vcpu_are_told", cr3).limit(300),
-    Check::new("smp::breakpoints_of_each_vcpu_are_told", breakpoints).limit(300),
+    Check::new("smp::what_another_vcpu_could_pass_is_emulated", emulated).limit(500),
 ];
 
 /// A CPUID leaf that nobody else asks for.
 const LEAF: u32 = 0x4fff_ff20;
 const TIMES: usize = 60;
 
-fn domain() -> Result<Domain> {
-    let domain = Domain::new("smp");
+fn started(name: &str) -> Result<Domain> {
+    let domain = Domain::new(name);
     if domain.id().is_err() {
         domain.recreate()?;
     }
@@ -39,7 +38,7 @@ fn side_by_side(orders: [String; 2]) -> String {
 }
 
 fn cpuid(_: &Context) -> CheckResult {
-    let domain = domain()?;
+    let domain = started("smp")?;
     let vmi = open(&domain)?;
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::Cpuid))?;
@@ -62,7 +61,7 @@ fn cpuid(_: &Context) -> CheckResult {
 }
 
 fn cr3(_: &Context) -> CheckResult {
-    let domain = domain()?;
+    let domain = started("smp")?;
     let vmi = open(&domain)?;
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::ControlRegister { register: ControlRegister::Cr3, on_change: true }))?;
@@ -89,23 +88,14 @@ fn cr3(_: &Context) -> CheckResult {
     domain.answers(PATIENCE)
 }
 
-/// Xen emulates what is below a breakpoint here, as the other vCPU could pass while it is away.
-fn breakpoints(context: &Context) -> CheckResult {
+/// Where another vCPU could pass a breakpoint or a watched page while it is open, Xen emulates the instruction. It does so by how many vCPUs the domain has; that
+/// this guest uses one of them only is for Bochs, in which two that wait for each other by turns do not get through their start.
+fn emulated(context: &Context) -> CheckResult {
     context.vmx()?;
-    let domain = domain()?;
-    let at = function(&domain)?;
-    let vmi = open(&domain)?;
-    let mut events = vmi.events()?;
-    let id = events.set(Trap::breakpoint(at))?;
-    let running = domain.start(&side_by_side([format!("call {TIMES}"), format!("call {TIMES}")]))?;
-    let mut told = [0; 2];
-    serve(&mut events, &running, |event| {
-        ensure!(event.trap() == Some(id) && event.registers().rip == at.get(), "{event:?}");
-        told.get_mut(event.vcpu().0 as usize).map(|count| *count += 1).context("no such vCPU")
-    })?;
-    drop(events);
-    running.finish(PATIENCE)?;
-    println!("{told:?} of {TIMES} calls each");
-    ensure!(told == [TIMES; 2], "{told:?}");
-    domain.run("domu call 5").map(drop)
+    let domain = started("lone")?;
+    ensure!(open(&domain)?.driver().domain().info.vcpus == 2);
+    breakpoints::calls_in(&domain)?;
+    breakpoints::hidden_in(&domain)?;
+    breakpoints::accesses_in(&domain)?;
+    domain.answers(PATIENCE)
 }
