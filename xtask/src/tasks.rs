@@ -40,6 +40,11 @@ fn wine_command() -> Command {
     command("bash", &["tests/lab/wine.sh"])
 }
 
+/// The program of tests/lab/makedumpfile.sh.
+fn makedumpfile() -> PathBuf {
+    cache().join("makedumpfile/makedumpfile")
+}
+
 fn lab_command(arguments: &[&str]) -> Command {
     let mut command = command("python3", &["tests/lab/lab.py"]);
     command.args(arguments);
@@ -163,6 +168,9 @@ pub(crate) fn test() -> Outcome {
     tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1").env("VMI_LAB_XEN_CORES", cache().join("xen/cores"));
     if steps.run("wine", &mut wine_command()) {
         tests.env("VMI_WINE_PE", wine());
+    }
+    if steps.run("makedumpfile", &mut command("bash", &["tests/lab/makedumpfile.sh"])) {
+        tests.env("VMI_MAKEDUMPFILE", makedumpfile());
     }
     if let Err(missing) = compilers {
         steps.skip("kernels compiled as PE files", &missing);
