@@ -7,6 +7,7 @@ mod event;
 mod paging;
 mod registers;
 mod segment;
+mod vcpu_tables;
 pub mod xen;
 
 pub use descriptor::{Descriptor, Gate, GateKind};
@@ -14,6 +15,7 @@ pub use event::{ControlRegister, DescriptorTable, Incident, Injection, Watch};
 pub use paging::{Mapping, Mappings, PageRun, PageTableEntry, PageTableFlags, PagingMode, RepeatedTable, Walk};
 pub use registers::{CodeMode, Registers, Table};
 pub use segment::{Segment, SegmentAttributes, SegmentKind, Segments};
+pub use vcpu_tables::a_vcpu_runs_on;
 
 use vmi_core::{Architecture, Driver, EventAbility, PhysAddr};
 

@@ -31,6 +31,7 @@ mod memory;
 mod memory_map;
 mod page_cache;
 mod profile;
+pub mod search;
 #[cfg(target_os = "linux")]
 mod snapshot;
 mod strings;

@@ -4,6 +4,7 @@ use core::fmt;
 
 use vmi_arch_x86::PagingMode;
 use vmi_core::PhysAddr;
+use vmi_core::search::{Miss, NoKernel};
 
 /// A way of finding the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,9 +106,8 @@ pub enum Failure {
     Incomplete(&'static str),
 }
 
-impl Failure {
-    /// How far the strategy got, for choosing the failure that tells most.
-    pub(super) fn progress(&self) -> u8 {
+impl Miss for Failure {
+    fn progress(&self) -> u8 {
         match self {
             Self::NotThere(_) | Self::Unreadable(_) => 0,
             Self::Incomplete(_) | Self::NoTasks(_) => 1,
@@ -120,27 +120,8 @@ impl Failure {
 }
 
 /// No Linux kernel was found. Each strategy's reason is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiscoverError {
-    /// The source that was searched.
-    pub machine: String,
-    /// What each strategy missed, in the order in which they were tried.
-    pub attempts: Vec<(Strategy, Failure)>,
-    /// Whether the guest may run: then it may be in its firmware, its boot loader or an early part of its start.
-    pub live: bool,
-}
+pub type DiscoverError = NoKernel<Strategy, Failure>;
 
-impl fmt::Display for DiscoverError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no Linux kernel found in {}", self.machine)?;
-        for (strategy, failure) in &self.attempts {
-            write!(f, "\n  - {strategy}: {failure}")?;
-        }
-        if self.live {
-            f.write_str("\n  A guest that is still in its firmware, its boot loader or the first moments of its kernel has no kernel to find yet: try again when it has booted")?;
-        }
-        f.write_str("\n  What helps: an image with vCPU registers (ELF core), the kernel's page-table root (CR3), or its System.map or vmlinux")
-    }
-}
-
-impl std::error::Error for DiscoverError {}
+/// What the user can supply.
+pub(super) const HELPS: &str =
+    "an image with vCPU registers (ELF core), the kernel's page-table root (CR3), or its System.map or vmlinux";

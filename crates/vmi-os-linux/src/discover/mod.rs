@@ -27,6 +27,7 @@ use image::KernelImage;
 use kallsyms::Reject;
 use scan::Hits;
 use vmi_arch_x86::{PagingMode, X86Driver};
+use vmi_core::search::{Miss, first_of, search};
 use vmi_core::{Liveness, Note, PhysAddr, Symbols, TypeSource, Vmi, live};
 
 use crate::Kernel;
@@ -70,29 +71,18 @@ pub fn find<D: X86Driver>(vmi: &Vmi<D>) -> Result<Kernel, DiscoverError> {
 /// # Errors
 /// As [`find`].
 pub fn find_with<D: X86Driver>(vmi: &Vmi<D>, options: &Options) -> Result<Kernel, DiscoverError> {
-    // Where the guest cannot be held, reading says why.
-    let _held = vmi.hold_for_reading().inspect_err(|error| tracing::debug!(%error, "not held"));
-    let search = Search { vmi, options, hits: OnceCell::new() };
-    let mut attempts = Vec::new();
-    for &strategy in options.strategies.iter().filter(|&&strategy| strategy != Strategy::GivenRoot || options.root.is_some()) {
-        match search.attempt(strategy).and_then(|kernel| search.is_running(strategy, &kernel).map(|()| kernel)) {
-            Ok(mut kernel) => {
-                tracing::debug!(%strategy, root = %kernel.root, banner = kernel.banner, "kernel found");
-                // What a cheaper strategy had in hand and could not use is remarkable; what it had not is not.
-                let failed = attempts.iter().filter(|(_, failure): &&(Strategy, Failure)| failure.progress() > 0);
-                kernel
-                    .remarks
-                    .extend(failed.map(|(earlier, failure)| format!("found by {strategy}, as {earlier} failed: {failure}")));
-                return Ok(kernel);
-            }
-            Err(failure) => {
-                tracing::debug!(%strategy, %failure, "no kernel");
-                attempts.push((strategy, failure));
-            }
-        }
-    }
-    let live = vmi.machine().liveness == Liveness::Live;
-    Err(DiscoverError { machine: vmi.machine().name.clone(), attempts, live })
+    let one = Search { vmi, options, hits: OnceCell::new() };
+    let strategies = options.strategies.iter().copied().filter(|&one| one != Strategy::GivenRoot || options.root.is_some());
+    let found = search(vmi, strategies, |strategy| {
+        one.attempt(strategy).and_then(|kernel| one.is_running(strategy, &kernel).map(|()| kernel))
+    });
+    let found = found.map_err(|missed| missed.of("Linux", error::HELPS))?;
+    // What a cheaper strategy had in hand and could not use is remarkable; what it had not is not.
+    let remarks: Vec<_> = found.remarks(1).collect();
+    let mut kernel = found.kernel;
+    tracing::debug!(root = %kernel.root, banner = kernel.banner, "kernel");
+    kernel.remarks.extend(remarks);
+    Ok(kernel)
 }
 
 /// One search: the strategies that scan all memory share one scan.
@@ -201,17 +191,7 @@ impl<D: X86Driver> Search<'_, D> {
     }
 
     /// The first success, else the first of the failures that got furthest.
-    fn first_of<T>(&self, items: &[T], mut kernel: impl FnMut(&T) -> Result<Kernel, Failure>) -> Result<Kernel, Failure> {
-        let mut furthest: Option<Failure> = None;
-        for item in items {
-            match kernel(item) {
-                Ok(kernel) => return Ok(kernel),
-                Err(failure) if furthest.as_ref().is_none_or(|furthest| failure.progress() > furthest.progress()) => {
-                    furthest = Some(failure);
-                }
-                Err(_) => {}
-            }
-        }
-        Err(furthest.unwrap_or(Failure::NotThere("nothing in memory looks like it")))
+    fn first_of<T>(&self, items: &[T], kernel: impl FnMut(&T) -> Result<Kernel, Failure>) -> Result<Kernel, Failure> {
+        first_of(items, kernel).map_err(|furthest| furthest.unwrap_or(Failure::NotThere("nothing in memory looks like it")))
     }
 }

@@ -1,6 +1,6 @@
 //! The page tables that the vCPUs use.
 
-use vmi_arch_x86::{PagingMode, X86Driver};
+use vmi_arch_x86::{PagingMode, X86Driver, a_vcpu_runs_on};
 use vmi_core::{Paging, PhysAddr, VcpuId, Vmi};
 
 use super::Failure;
@@ -8,12 +8,6 @@ use crate::Kernel;
 
 /// vCPUs that are asked.
 const MAX_VCPUS: u32 = 64;
-
-/// How often the vCPUs are asked before it is said that none of them runs a kernel.
-const LOOKS: usize = 4;
-
-/// CR0.PG (Intel SDM, volume 3, section 2.5).
-const PAGING: u64 = 1 << 31;
 
 /// The bit of CR3 by which the kernel tells a process's user page tables from its kernel ones under page-table isolation
 /// (kernel: arch/x86/include/asm/pgtable.h, PTI_PGTABLE_SWITCH_BIT).
@@ -52,39 +46,16 @@ pub(super) fn roots<D: X86Driver>(vmi: &Vmi<D>) -> Result<Vec<(PhysAddr, PagingM
 /// # Errors
 /// [`Failure::NotRunning`] if no vCPU does. A source that does not show vCPUs proves nothing.
 pub(super) fn run<D: X86Driver>(vmi: &Vmi<D>, kernel: &Kernel) -> Result<(), Failure> {
-    let Some(vcpus) = vmi.driver().vcpus() else { return Ok(()) };
     let mark = ["init_task", "_stext"].into_iter().find_map(|name| kernel.symbols.find(name)).map(|symbol| symbol.address);
     let Some(mark) = mark else { return Ok(()) };
     let place = |root, mode: PagingMode| mode.translate(vmi, root, mark).ok().map(|page| page.at);
     let expected = place(kernel.root, kernel.mode);
-    let mut seen = Vec::new();
-    // A running guest may change its page tables between being asked for them and being read, so a no is asked for again.
-    for _ in 0..LOOKS {
-        let mut found = Vec::new();
-        for vcpu in 0..vcpus.vcpu_count().min(MAX_VCPUS) {
-            let Ok(registers) = vcpus.registers(VcpuId(vcpu)) else { return Ok(()) };
-            match (registers.cr0, registers.cr3, registers.paging_mode()) {
-                (Some(_), Some(cr3), Some(mode)) => {
-                    let here = mode == kernel.mode
-                        && readings(PhysAddr::new(cr3), mode).into_iter().any(|(root, mode)| place(root, mode) == expected);
-                    if here {
-                        return Ok(());
-                    }
-                    found.push(format!("vCPU {vcpu} uses the page tables at {cr3:#x} ({mode:?})"));
-                }
-                (Some(cr0), ..) if cr0 & PAGING == 0 => found.push(format!("vCPU {vcpu} has paging off")),
-                // The source does not tell enough.
-                _ => return Ok(()),
-            }
-        }
-        if found.is_empty() {
-            return Ok(());
-        }
-        seen = found;
-    }
+    let runs = a_vcpu_runs_on(vmi, |_, cr3, mode| {
+        mode == kernel.mode && readings(cr3, mode).into_iter().any(|(root, mode)| place(root, mode) == expected)
+    });
     // `Linux version 6.1.0-50-cloud-amd64`: no more of it.
-    let release = kernel.banner.split(' ').take(3).collect::<Vec<_>>().join(" ");
-    Err(Failure::NotRunning { release, vcpus: seen })
+    let release = || kernel.banner.split(' ').take(3).collect::<Vec<_>>().join(" ");
+    runs.map_err(|vcpus| Failure::NotRunning { release: release(), vcpus })
 }
 
 /// What CR3 can mean: the kernel's tables, and (last) the tables exactly as they are.

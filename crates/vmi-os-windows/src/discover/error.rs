@@ -3,6 +3,7 @@
 use core::fmt;
 
 use vmi_arch_x86::PagingMode;
+use vmi_core::search::{Miss, NoKernel};
 use vmi_core::{PhysAddr, VirtAddr};
 
 /// A way of finding the kernel.
@@ -110,9 +111,8 @@ pub enum Failure {
     },
 }
 
-impl Failure {
-    /// How far the strategy got, for choosing the failure that tells most.
-    pub(super) fn progress(&self) -> u8 {
+impl Miss for Failure {
+    fn progress(&self) -> u8 {
         match self {
             Self::NotThere(_) | Self::Unreadable(_) => 0,
             Self::NoPageTables { .. } => 1,
@@ -126,27 +126,8 @@ impl Failure {
 }
 
 /// No Windows kernel was found. Each strategy's reason is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiscoverError {
-    /// The source that was searched.
-    pub machine: String,
-    /// What each strategy missed, in the order in which they were tried.
-    pub attempts: Vec<(Strategy, Failure)>,
-    /// Whether the guest may run: then it may be in its firmware, its boot loader or an early part of its start.
-    pub live: bool,
-}
+pub type DiscoverError = NoKernel<Strategy, Failure>;
 
-impl fmt::Display for DiscoverError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no Windows kernel found in {}", self.machine)?;
-        for (strategy, failure) in &self.attempts {
-            write!(f, "\n  - {strategy}: {failure}")?;
-        }
-        if self.live {
-            f.write_str("\n  A guest that is still in its firmware, its boot loader or the first moments of its kernel has no kernel to find yet: try again when it has booted")?;
-        }
-        f.write_str("\n  What helps: an image with vCPU registers (ELF core, crash dump, saved state), or the page-table root (CR3) of the process System")
-    }
-}
-
-impl std::error::Error for DiscoverError {}
+/// What the user can supply.
+pub(super) const HELPS: &str =
+    "an image with vCPU registers (ELF core, crash dump, saved state), or the page-table root (CR3) of the process System";

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use vmi_arch_x86::{PagingMode, Registers, X86Driver};
+use vmi_arch_x86::{PagingMode, Registers, X86Driver, a_vcpu_runs_on};
 use vmi_core::{AddressSpace, Memory, PAGE_SIZE, Paging, PhysAddr, VcpuId, VirtAddr, Vmi};
 
 use super::Failure;
@@ -11,10 +11,6 @@ use crate::Kernel;
 
 /// vCPUs that are asked.
 const MAX_VCPUS: u32 = 64;
-/// How often the vCPUs are asked before it is said that none of them runs a kernel.
-const LOOKS: usize = 4;
-/// CR0.PG (Intel SDM, volume 3, section 2.5).
-const PAGING: u64 = 1 << 31;
 /// Places where a processor enters the kernel that are hints where its image lies: most handlers are its own, some are those of drivers.
 const MAX_ENTRY_HINTS: usize = 8;
 /// How far a processor's control region (`_KPCR` with `_KPRCB`) reaches: 0xb080 bytes in Windows 10 2004.
@@ -155,41 +151,17 @@ pub(super) fn kernel_tables<D: X86Driver>(vmi: &Vmi<D>, user: &Lead) -> Vec<Lead
 /// # Errors
 /// [`Failure::NotRunning`] if no vCPU does. A source that does not show vCPUs proves nothing.
 pub(super) fn run<D: X86Driver>(vmi: &Vmi<D>, kernel: &Kernel) -> Result<(), Failure> {
-    let Some(vcpus) = vmi.driver().vcpus() else { return Ok(()) };
     let place = |root, at| kernel.mode.translate(vmi, root, at).ok().map(|page| page.at);
     let expected = place(kernel.root, kernel.base);
-    let mut seen = Vec::new();
-    // A running guest may change its page tables between being asked for them and being read, so a no is asked for again.
-    for _ in 0..LOOKS {
-        let mut found = Vec::new();
-        for vcpu in 0..vcpus.vcpu_count().min(MAX_VCPUS) {
-            let Ok(registers) = vcpus.registers(VcpuId(vcpu)) else { return Ok(()) };
-            match (registers.cr0, registers.cr3, registers.paging_mode()) {
-                (Some(_), Some(cr3), Some(mode)) => {
-                    let root = mode.top_table(PhysAddr::new(cr3));
-                    // The tables of user mode under a KVA shadow map only where the kernel is entered.
-                    let inside = |at: &VirtAddr| at.offset_from(kernel.base).is_some_and(|offset| offset < kernel.size);
-                    let entered = || {
-                        let entries = entries(&vmi.address_space(root, mode), &registers);
-                        entries
-                            .into_iter()
-                            .filter(inside)
-                            .any(|at| place(root, at).is_some_and(|here| Some(here) == place(kernel.root, at)))
-                    };
-                    if mode == kernel.mode && (place(root, kernel.base) == expected || entered()) {
-                        return Ok(());
-                    }
-                    found.push(format!("vCPU {vcpu} uses the page tables at {cr3:#x} ({mode:?})"));
-                }
-                (Some(cr0), ..) if cr0 & PAGING == 0 => found.push(format!("vCPU {vcpu} has paging off")),
-                // The source does not tell enough.
-                _ => return Ok(()),
-            }
-        }
-        if found.is_empty() {
-            return Ok(());
-        }
-        seen = found;
-    }
-    Err(Failure::NotRunning { base: kernel.base, vcpus: seen })
+    let runs = a_vcpu_runs_on(vmi, |registers, cr3, mode| {
+        let root = mode.top_table(cr3);
+        // The tables of user mode under a KVA shadow map only where the kernel is entered.
+        let inside = |at: &VirtAddr| at.offset_from(kernel.base).is_some_and(|offset| offset < kernel.size);
+        let entered = || {
+            let entries = entries(&vmi.address_space(root, mode), registers).into_iter().filter(inside);
+            entries.into_iter().any(|at| place(root, at).is_some_and(|here| Some(here) == place(kernel.root, at)))
+        };
+        mode == kernel.mode && (place(root, kernel.base) == expected || entered())
+    });
+    runs.map_err(|vcpus| Failure::NotRunning { base: kernel.base, vcpus })
 }
