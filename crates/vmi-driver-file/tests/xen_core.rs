@@ -88,9 +88,11 @@ fn registers_of_vcpus() {
     assert_eq!((kernel.cr3, kernel.cr4), (Some(0x7000), Some((frame_of(7) << 12) + 1)));
     assert_eq!(kernel.segments.gs.unwrap().base, (frame_of(7) << 12) - 103 + 301);
     assert_eq!(vmi.registers(VcpuId(1)).unwrap().segments.gs.unwrap().base, 5302);
-    // Those of a 32-bit Xen.
-    core.vcpus = vec![vec![0; 2800]];
-    assert!(open(&core.bytes()).unwrap().driver().vcpus().is_none());
+    // Those of a 32-bit Xen, and of a 32-bit domain: none, rather than wrong ones.
+    for contexts in [vec![0; 2800], [vec![7; 2800], vec![0; 5168 - 2800]].concat()] {
+        core.vcpus = vec![contexts];
+        assert!(open(&core.bytes()).unwrap().driver().vcpus().is_none());
+    }
 }
 
 #[test]

@@ -54,6 +54,9 @@ struct Selector {
     rest: [U16; 3],
 }
 
+/// Length of the structure of a 32-bit PV domain (xen/include/public/arch-x86/xen-x86_32.h).
+const LEN_32: usize = 2800;
+
 /// `VGCF_in_kernel`: a PV domain's kernel runs in ring 3 as its programs do.
 const IN_KERNEL: u64 = 1 << 2;
 
@@ -71,6 +74,16 @@ impl VcpuContext {
     pub fn of(bytes: &[u8]) -> Result<&Self, RegistersError> {
         const { assert!(size_of::<Self>() == Self::LEN) };
         Self::ref_from_prefix(bytes).map(|(context, _)| context).map_err(|_| RegistersError::Short { len: bytes.len() })
+    }
+
+    /// Whether `bytes` are those of a 32-bit PV domain, which Xen puts at the beginning of as many zeros as the 64-bit structure is longer. No 64-bit vCPU that has run has
+    /// nothing there: CR3 is there.
+    pub fn is_of_32_bits(bytes: &[u8]) -> bool {
+        let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+        bytes
+            .get(..Self::LEN)
+            .and_then(|bytes| bytes.split_at_checked(LEN_32))
+            .is_some_and(|(context, rest)| !is_zero(context) && is_zero(rest))
     }
 
     /// The same, to be changed.
@@ -271,6 +284,18 @@ mod tests {
         // A PV domain's kernel is told by the flag.
         bytes[512] |= 1 << 2;
         assert_eq!(read(&bytes).0.kernel_gs_base, Some(5160));
+    }
+
+    #[test]
+    fn a_32_bit_context_is_told_by_what_is_behind_it() {
+        let mut bytes = numbered();
+        assert!(!VcpuContext::is_of_32_bits(&bytes));
+        bytes[2800..5168].fill(0);
+        assert!(VcpuContext::is_of_32_bits(&bytes));
+        // One that never ran is none.
+        bytes[..2800].fill(0);
+        assert!(!VcpuContext::is_of_32_bits(&bytes));
+        assert!(!VcpuContext::is_of_32_bits(&bytes[..5000]));
     }
 
     #[test]

@@ -31,9 +31,16 @@ pub(super) fn read(
     }
     let present = input.present(section.offset, section.len, || "the registers".to_owned())?;
     let whole = present.checked_div(LEN).unwrap_or(0);
-    let vcpu = |index: u64| -> Result<Registers, FormatError> {
+    let context = |index: u64| {
         let at = index.saturating_mul(LEN).saturating_add(section.offset);
-        let bytes = input.source.get(at, LEN, "the registers")?;
+        input.source.get(at, LEN, "the registers").map(|bytes| (at, bytes))
+    };
+    if paravirtual && whole > 0 && VcpuContext::is_of_32_bits(&context(0)?.1) {
+        tracing::warn!("registers of a 32-bit PV domain are not read");
+        return Ok(Vec::new());
+    }
+    let vcpu = |index: u64| -> Result<Registers, FormatError> {
+        let (at, bytes) = context(index)?;
         let context = VcpuContext::of(&bytes).map_err(|error| malformed(at, error.to_string()))?;
         if !paravirtual {
             return Ok(context.hardware());
