@@ -14,6 +14,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// How long a command inside may take unless it is said.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a domain may take to start: some seconds, or some tens on a busy machine.
+const READY: Duration = Duration::from_secs(150);
+
 /// Set for the process of one check.
 pub(crate) const ONE: &str = "XEN_CHECKS_ONE";
 
@@ -75,18 +78,30 @@ impl Domain {
         self.start("true")?.finish(patience).map(drop)
     }
 
-    /// Destroys it and makes it again, as it was configured.
+    /// Destroys it and makes it again, as it was configured. One that does not come up is made once more: an emulated processor loses its way now and then.
     pub(crate) fn recreate(&self) -> Result<()> {
+        self.made().or_else(|error| {
+            println!("{error:#}; it is made once more");
+            self.made()
+        })
+    }
+
+    /// Makes it, in place of the one that is there.
+    fn made(&self) -> Result<()> {
         let _ = xl(&["destroy", &self.name]); // it may be gone already
         TTY.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
         let from = std::fs::metadata(self.log_path()).map_or(0, |log| log.len());
         xl(&["create", "-q", &format!("/etc/xen/{}.cfg", self.name)])?;
         let began = Instant::now();
-        while !self.log_since(from)?.contains("DOMU_READY") {
-            ensure!(began.elapsed() < Duration::from_secs(300), "{} is not ready again", self.name);
+        loop {
+            let log = self.log_since(from)?;
+            if log.contains("DOMU_READY") {
+                return Ok(());
+            }
+            let last: Vec<_> = log.lines().rev().take(5).collect();
+            ensure!(began.elapsed() < READY, "{} is not ready after {READY:?}; the last lines of its console: {last:?}", self.name);
             std::thread::sleep(Duration::from_millis(200));
         }
-        Ok(())
     }
 
     /// Its console, which a check asks for once unless it makes the domain again itself.

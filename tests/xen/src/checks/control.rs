@@ -18,8 +18,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new("control::pause", pause),
     Check::new("control::thousand", thousand).limit(600),
     Check::new("control::killed", killed),
-    Check::new("control::destroyed", destroyed).limit(400),
-    Check::new("control::destroyed_while_it_is_read", destroyed_while_read).limit(400),
+    Check::new("control::destroyed", destroyed).limit(700),
+    Check::new("control::destroyed_while_it_is_read", destroyed_while_read).limit(700),
 ];
 
 /// By name, number and UUID; and what is not there is said to be, with what is.
