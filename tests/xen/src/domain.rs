@@ -99,7 +99,11 @@ impl Domain {
                 return Ok(());
             }
             let last: Vec<_> = log.lines().rev().take(5).collect();
-            ensure!(began.elapsed() < READY, "{} is not ready after {READY:?}; the last lines of its console: {last:?}", self.name);
+            ensure!(
+                began.elapsed() < READY,
+                "{} is not ready after {READY:?}; the last lines of its console: {last:?}",
+                self.name
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
     }
