@@ -118,7 +118,8 @@ def main():
                     return
                 name = open_ones[0]
                 busy.add(name)
-            cpu, runs, good, text = fuzz(programs / name, name, min(options.slice, left))
+            rest = max(10, options.want - rows[name]["cpu_seconds"] + 10)
+            cpu, runs, good, text = fuzz(programs / name, name, min(options.slice, left, rest))
             with lock:
                 busy.discard(name)
                 row = rows[name]
