@@ -146,8 +146,10 @@ pub fn texts(bytes: &[u8]) -> (bool, bool) {
     let text = String::from_utf8_lossy(bytes);
     let uuid = parse_uuid(&text);
     assert!(uuid.is_none_or(|uuid| parse_uuid(&uuid_text(&uuid)) == Some(uuid)));
-    let left = ring_lock::parse(&text);
-    if let Some(left) = &left {
+    let left = ring_lock::last_whole(&text);
+    if let Some((at, left)) = &left {
+        let there = text.get(at.start as usize..at.end as usize);
+        assert_eq!(there.and_then(ring_lock::parse).as_ref(), Some(left));
         assert_eq!(ring_lock::parse(&ring_lock::text(left)).as_ref(), Some(left));
     }
     (name.is_some(), uuid.is_some() || left.is_some())

@@ -145,18 +145,16 @@ pub(crate) fn text(left: &Left) -> String {
     text
 }
 
-/// The last text of a file that is whole: where it is, and what it says.
-fn last_whole(file: &str) -> Option<(Range<u64>, Left)> {
-    let mut end = file.len();
-    loop {
-        end = file.get(..end)?.rfind(END)?;
-        let behind = end.saturating_add(END.len());
-        // In no text is the word of its beginning.
-        let start = file.get(..end)?.rfind(RING)?;
-        if let Some(left) = parse(file.get(start..behind)?) {
-            return Some((start as u64..behind as u64, left));
-        }
-    }
+/// The last text of a file that is whole: where it is, and what it says. In no text are the words of its beginning and its end.
+pub(crate) fn last_whole(file: &str) -> Option<(Range<u64>, Left)> {
+    let mut at = 0u64;
+    let texts = file.split_inclusive(END).filter_map(|part| {
+        let behind = at.saturating_add(part.len() as u64);
+        at = behind;
+        let text = part.get(part.rfind(RING)?..)?;
+        parse(text).map(|left| (behind.saturating_sub(text.len() as u64)..behind, left))
+    });
+    texts.last()
 }
 
 /// What a file says; none if it is not whole.
