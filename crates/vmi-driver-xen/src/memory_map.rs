@@ -20,8 +20,9 @@ pub(crate) const BATCH: u64 = 1024;
 /// Frames that are looked at: 4 TiB of addresses.
 const MAX_FRAMES: u64 = 1 << 30;
 
-/// Batches at the top among whose frames are pages of Xen's own: 64 MiB of addresses.
-const TOP: u32 = 16;
+/// Among so many frames below the highest, and below 4 GiB, are pages of Xen's own: 64 MiB of addresses.
+const TOP: u64 = 16 * BATCH;
+const FOUR_GIB: u64 = 1 << 20;
 
 /// How to look at frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +79,12 @@ pub(crate) fn find<E>(
         look(next..stop, Look::Mapped, &mut found)?;
         next = stop;
     }
-    let (mut top, mut batches) = (end, 0u32);
+    let mut top = end;
     while top > bottom && found < pages {
         let start = top.saturating_sub(BATCH).max(bottom);
-        look(start..top, if batches < TOP { Look::Mapped } else { Look::Types }, &mut found)?;
-        (top, batches) = (start, batches.saturating_add(1));
+        let below = |limit: u64| start < limit && top > limit.saturating_sub(TOP);
+        look(start..top, if below(end) || below(FOUR_GIB) { Look::Mapped } else { Look::Types }, &mut found)?;
+        top = start;
     }
     let region =
         |(first, count): (u64, u64)| Region::new(PhysAddr::new(first.saturating_mul(PAGE_SIZE)), count.saturating_mul(PAGE_SIZE));
@@ -133,6 +135,18 @@ mod tests {
         assert_eq!(map.unwrap(), map_of(&frames));
         assert_eq!(typed + mapped, 0xff000);
         assert!(mapped < 0x8400 + 0x4000 + 1, "{mapped:#x} frames");
+    }
+
+    /// Where RAM goes on above 4 GiB, Xen's pages are not among the highest.
+    #[test]
+    fn xen_s_pages_below_four_gib_are_found() {
+        let frames = [0..0xf_0000, 0x10_0000..0x10_9000];
+        let shared = 0xf_effd;
+        let map = find::<()>(0xf_9001, 0x10_8fff, |range, how| {
+            let there = |frame: u64| frames.iter().any(|run| run.contains(&frame));
+            Ok(range.map(|frame| if frame == shared && how == Look::Mapped { Frame::Xens } else { page(there(frame)) }).collect())
+        });
+        assert!(map.unwrap().region_at(PhysAddr::new(shared * PAGE_SIZE)).is_some());
     }
 
     #[test]
