@@ -29,6 +29,8 @@ Tasks:
   xen [check...]     the Xen driver's checks in dom0 of a real Xen, which QEMU boots; those whose names contain one of these words
   xen --bochs [...]  the same in Bochs, whose processor has what traps on memory, single steps, breakpoints and views need
   xen --bench        what the Xen driver's reads and events cost, beside a bare foreign mapping and a bare loop over the event ring
+                     (XEN_LAB_VERSION=4.17 or 4.20 before either: Xen and kernels of Debian 12 or 13; else 4.17 in QEMU, 4.20 in Bochs.
+                     XEN_LAB_DOMUS: which domains, as in tests/lab/xen/run-in-dom0.sh)
   xen --cores        have xl write cores of two domains, which the tests of image files then read; five minutes
   capi [arguments]   the C library installed: examples and tests by gcc and clang, under AddressSanitizer and valgrind (arguments as of
                      crates/vmi-capi/tests/run.py, such as --bench)

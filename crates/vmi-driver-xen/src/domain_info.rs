@@ -1,6 +1,6 @@
 //! What Xen says of a domain: `xen_domctl_getdomaininfo` (xen/include/public/domctl.h).
 //!
-//! Offsets are those of Xen 4.17 to 4.20, whose fields up to `handle` are the same (checked in the headers; run with 4.17).
+//! Offsets are those of Xen 4.17 to 4.20, whose fields up to `handle` are the same (checked in the headers; run with the first and the last).
 
 use core::fmt;
 

@@ -19,7 +19,7 @@
 //! It opens the library by the name that only development packages bring, `libxenctrl.so`; where that is missing, the versioned library serves.
 //!
 //! # Versions
-//! Xen 4.17 was tried; 4.18 to 4.20 are known from their headers.
+//! Xen 4.17 and 4.20 were tried; 4.18 and 4.19 are known from their headers.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 #![cfg_attr(not(feature = "xenctrl"), allow(dead_code, unused_imports))]
 

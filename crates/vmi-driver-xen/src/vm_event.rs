@@ -1,6 +1,6 @@
 //! Requests and responses of the event ring.
 //!
-//! Follows xen/include/public/vm_event.h: interface version 7 (tried with Xen 4.17; 4.18 to 4.20 have it too), and the older 6 and 5, from their headers alone. The
+//! Follows xen/include/public/vm_event.h: interface version 7 (Xen 4.17 to 4.20; tried with the first and the last), and the older 6 and 5, from their headers alone. The
 //! versions differ in the registers (7 has `npt_base` and `vmtrace_pos` in the middle) and in what is told of debug exceptions (6 put `pending_dbg` in). What a
 //! request says that has no name here is kept by its number, and a response is made of its request, so nothing is lost on the way back.
 

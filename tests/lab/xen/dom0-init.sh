@@ -21,9 +21,11 @@ xenstored --pid-file /run/xen/xenstored.pid
 xen-init-dom0
 xenconsoled --log=guest --pid-file=/run/xenconsoled.pid
 say "tools up"
+# Xen 4.20 creates no domain with views where the processor has none.
+[ "$EMULATOR" = bochs ] || sed -i '/^altp2m/d' /etc/xen/*.cfg
 [ "$PROCESSORS" -gt 1 ] || sed -i '/^cpus/d' /etc/xen/*.cfg
 for d in $DOMUS; do
-    xl create -q "/etc/xen/$d.cfg" || { say "xl cannot create $d"; xl dmesg | tail -20; end 125; }
+    xl create -q "/etc/xen/$d.cfg" || { say "xl cannot create $d"; tail -n 20 /var/log/xen/*.log; xl dmesg | tail -20; end 125; }
     say "created $d"
 done
 for d in $DOMUS; do

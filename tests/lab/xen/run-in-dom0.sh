@@ -1,21 +1,28 @@
 #!/bin/bash
-# Boot Xen 4.17 with a paravirtualised dom0 and Linux domains in an emulator, and run a program in dom0: run-in-dom0.sh PROGRAM [ARGUMENT...]
+# Boot Xen with a paravirtualised dom0 and Linux domains in an emulator, and run a program in dom0: run-in-dom0.sh PROGRAM [ARGUMENT...]
 # Its output and exit status are this script's. Status 125: the lab itself failed; what the consoles said is then on standard error.
 # Where the lab fails before the program was started, it is booted once more; a program that was started is not started again.
-# A domain has the name of its configuration: pvh, pv, smp (two vCPUs), lone (two, of which the guest uses one), big (memory above 4 GiB); see prepare.sh.
+# A domain has the name of its configuration: pvh, pv, smp (two vCPUs), lone (two, of which the guest uses one), big (memory above 4 GiB), hvm (firmware and
+# devices that QEMU emulates in dom0); see prepare.sh.
 #   XEN_LAB_DOMUS            domains to start ("pvh")
+#   XEN_LAB_VERSION          of Xen: 4.17 or 4.20 (4.17)
 #   XEN_LAB_EMU              qemu (AMD SVM with NPT), or bochs (Intel VMX with EPT, which alone has traps on memory, single steps, breakpoints, views)
 #   XEN_LAB_TIMEOUT          seconds for all (900, in Bochs 1500)
 #   XEN_LAB_CMD_TIMEOUT      seconds for the program (600, in Bochs 900)
 #   XEN_LAB_FILES            files to put beside the program, in /lab
+#   XEN_LAB_DEVICE_MODEL=1   brings what such domains need though "hvm" is not started, for a program that starts one
 #   XEN_LAB_OUTBOX           a file that becomes the memory of a device, for dom0's program `outbox` (QEMU)
-#   XEN_LAB_DOM0_MEMORY      MiB for dom0 (320)
+#   XEN_LAB_DOM0_MEMORY      MiB for dom0 (320; 768 with a device model)
 #   XEN_LAB_VERBOSE=1        consoles and logs on standard error at the end
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 [ $# -gt 0 ] || { sed -n '2,/^set/s/^# \?//p' "$0" >&2; exit 125; }
 emulator=${XEN_LAB_EMU:-qemu} domus=${XEN_LAB_DOMUS-pvh}
 built=$("$here/prepare.sh") || exit 125
+. "$here/version.sh"
+# Under SVM of QEMU 7.2, kernels of Debian 13 often panic at their start, with processor flags that are none; under that of 10.0 they did not.
+qemu=qemu-system-x86_64
+[ "$emulator/$version" != qemu/4.20 ] || qemu=$("$here/../qemu.sh") || exit 125
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/xen-lab.XXXXXX")
 running=
@@ -26,7 +33,15 @@ program=$(command -v -- "$1") || { echo "no such program: $1" >&2; exit 125; }
 shift
 cp -L -- "$program" "$work/root/lab/program"
 chmod 755 "$work/root/lab/program"
-{ LD_LIBRARY_PATH=$built/lib ldd "$program" 2> /dev/null || true; } | { grep -oE '/[^ ]+' || true; } | sort -u | xargs -r -I{} cp -L {} "$work/root/lib/"
+# The libraries that the program needs, but those that dom0 has: its may be newer, and its own programs need them.
+for library in $({ ldd "$program" 2> /dev/null || true; } | { grep -oE '/[^ ]+' || true; } | sort -u); do
+    grep -qxF "$(basename "$library")" "$built/dom0.libraries" || cp -L "$library" "$work/root/lib/"
+done
+if [[ " $domus " = *" hvm "* || -n ${XEN_LAB_DEVICE_MODEL-} ]]; then
+    model=$("$here/device-model.sh") || exit 125
+    cp -a "$model/." "$work/root/"
+    : "${XEN_LAB_DOM0_MEMORY:=768}"
+fi
 # debug information takes longer to load than to run without
 strip --strip-debug "$work/root/lab/program" 2> /dev/null || true
 for file in ${XEN_LAB_FILES-}; do cp -L -- "$file" "$work/root/lab/"; done
@@ -63,7 +78,7 @@ boot() {
         if [ -n "${XEN_LAB_OUTBOX-}" ]; then
             device=(-object "memory-backend-file,id=outbox,share=on,size=$(stat -c %s "$XEN_LAB_OUTBOX"),mem-path=$XEN_LAB_OUTBOX" -device ivshmem-plain,memdev=outbox)
         fi
-        timeout "${XEN_LAB_TIMEOUT:-$seconds}" qemu-system-x86_64 -accel tcg,thread=multi -machine pc -cpu EPYC,-monitor,-smap,-rdtscp -smp $processors \
+        timeout "${XEN_LAB_TIMEOUT:-$seconds}" "$qemu" -accel tcg,thread=multi -machine pc -cpu EPYC,-monitor,-smap,-rdtscp -smp $processors \
             -m $memory -nodefaults -no-reboot -display none -monitor none -serial "file:$work/console" -serial "file:$work/out" "${device[@]}" \
             -kernel "$built/xen" -append "$xen_options" -initrd "$built/vmlinux.dom0 $dom0_options,$work/initrd" < /dev/null > "$work/emulator.log" 2>&1 & ;;
     bochs)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the ELF file that a Linux bzImage has inside, packed by xz or lz4.
+"""Write the ELF file that a Linux bzImage has inside, packed by xz, lz4 or Zstandard.
 
     unbzimage.py BZIMAGE ELF
 
@@ -20,9 +20,9 @@ def main():
     payload = image[protected_mode + offset:][:length]
     if payload.startswith(b"\xfd7zXZ\0"):
         elf = lzma.LZMADecompressor().decompress(payload)
-    elif payload.startswith(b"\x02\x21\x4c\x18"):
-        # the last 4 bytes are the length of the whole, which lz4 would take for a block's
-        elf = subprocess.run(["lz4", "-dc"], input=payload[:-4], stdout=subprocess.PIPE, check=True).stdout
+    elif tool := {b"\x02\x21\x4c\x18": "lz4", b"\x28\xb5\x2f\xfd": "zstd"}.get(payload[:4]):
+        # the last 4 bytes are the length of the whole, which the tool would take for a block's or a frame's
+        elf = subprocess.run([tool, "-dc"], input=payload[:-4], stdout=subprocess.PIPE, check=True).stdout
     else:
         sys.exit(f"{sys.argv[1]}: packed in an unknown way: {payload[:8].hex()}")
     if not elf.startswith(b"\x7fELF"):

@@ -49,7 +49,15 @@ impl Context {
         self.domains.iter().map(|name| Domain::new(name))
     }
 
-    /// The domain of that name: `pvh`, `pv`, or `big` (memory above 4 GiB).
+    /// The first domain of this boot that runs in hardware: `pvh`, or `hvm` where that was started instead.
+    ///
+    /// # Errors
+    /// [`Skip`] if there is none.
+    pub(crate) fn hardware_domain(&self) -> Result<Domain, Skip> {
+        self.domains().find(|domain| domain.name() != "pv").ok_or_else(|| Skip("no domain but pv in this boot".into()))
+    }
+
+    /// The domain of that name.
     ///
     /// # Errors
     /// [`Skip`] if it was not started in this boot.

@@ -11,6 +11,8 @@ _start: cli
         movl $LOW_STUB, %edi
         movl $1024, %ecx
         rep movsl
+        movl $0x1FF, 0xFEE000F0         # the local APIC on, its spurious vector 255,
+        movl $0x700, 0xFEE00350         # and LINT0 for the 8259's interrupts: where the firmware did not (Xen's)
         lgdt own_gdt
         movl $0x6A0, %eax               # PAE, PGE, OSFXSR, OSXMMEXCPT
         movl %eax, %cr4

@@ -5,7 +5,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libloading::Library;
 
 const PAGE: usize = 4096;
@@ -101,9 +101,11 @@ mod layout {
 
 /// Waits for CPUID events on the ring of a domain and answers each as Xen needs it, with RIP behind the instruction. How long `count` of `leaf` took from the first to the last.
 pub(super) fn cpuid_events(domain: u32, leaf: u32, count: u32, begin: impl FnOnce() -> Result<()>) -> Result<Duration> {
-    // SAFETY: types are those of xenctrl.h and xenevtchn.h of Xen 4.17. The ring's page is mapped until the monitor is disabled, and used as atomic words within its 4096 bytes.
+    // SAFETY: types are those of xenctrl.h and xenevtchn.h of Xen 4.17 to 4.20. The ring's page is mapped until the monitor is disabled, and used as atomic words within its 4096 bytes.
     unsafe {
-        let control = Library::new("libxenctrl.so.4.17")?;
+        let control =
+            ["4.17", "4.18", "4.19", "4.20"].iter().find_map(|version| Library::new(format!("libxenctrl.so.{version}")).ok());
+        let control = control.context("no libxenctrl.so of Xen 4.17 to 4.20")?;
         let channels = Library::new("libxenevtchn.so.1")?;
         let interface = control.get::<OpenControl>(b"xc_interface_open\0")?(ptr::null_mut(), ptr::null_mut(), 0);
         let mut port = 0;

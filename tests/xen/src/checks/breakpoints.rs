@@ -55,7 +55,7 @@ fn by_name(vmi: &Vmi<XenDriver>) -> Result<VirtAddr> {
 
 fn calls(context: &Context) -> CheckResult {
     context.vmx()?;
-    calls_in(&context.domain("pvh")?)
+    calls_in(&context.hardware_domain()?)
 }
 
 pub(super) fn calls_in(domain: &Domain) -> CheckResult {
@@ -85,7 +85,7 @@ fn held_physical(held: &Held, page: usize) -> PhysAddr {
 
 fn hidden(context: &Context) -> CheckResult {
     context.vmx()?;
-    hidden_in(&context.domain("pvh")?)
+    hidden_in(&context.hardware_domain()?)
 }
 
 pub(super) fn hidden_in(domain: &Domain) -> CheckResult {
@@ -115,7 +115,7 @@ pub(super) fn kernel_bytes(at: VirtAddr) -> String {
 fn steps(context: &Context) -> CheckResult {
     context.vmx()?;
     const N: u64 = 100;
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open(&domain)?;
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::Cpuid))?;
@@ -156,7 +156,7 @@ fn steps(context: &Context) -> CheckResult {
 
 fn accesses(context: &Context) -> CheckResult {
     context.vmx()?;
-    accesses_in(&context.domain("pvh")?)
+    accesses_in(&context.hardware_domain()?)
 }
 
 pub(super) fn accesses_in(domain: &Domain) -> CheckResult {
@@ -199,7 +199,7 @@ fn touched(vmi: &Vmi<XenDriver>, domain: &Domain, held: &Held, page: usize, how:
 
 fn killed(context: &Context) -> CheckResult {
     context.vmx()?;
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     kill("breakpoints::held_until_killed", true)?;
     // The next session puts the code back and lets the vCPU go on.
     drop(open(&domain)?.events()?);
@@ -208,7 +208,7 @@ fn killed(context: &Context) -> CheckResult {
 }
 
 fn hold(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open_held(&domain)?;
     let at = function(&domain)?;
     let mut events = vmi.events()?;

@@ -93,8 +93,8 @@ fn thousand(context: &Context) -> CheckResult {
                 let mut word = [0; 8];
                 vmi.read_into(region.start(), &mut word)?;
             }
-            let middle = vmi.machine().memory.regions()[0];
-            vmi.read_vec(PhysAddr::new(middle.start().get()), 1 << 20)?;
+            let largest = vmi.machine().memory.regions().iter().max_by_key(|region| region.len());
+            vmi.read_vec(largest.context("it has no memory")?.start(), 1 << 20)?;
             for _ in 0..pauses {
                 let _paused = vmi.pause()?;
             }
@@ -156,7 +156,7 @@ fn killed(context: &Context) -> CheckResult {
 
 /// A domain that goes away while it is looked at is said to have ended, and is not confused with its successor.
 fn destroyed(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open(&domain)?;
     vmi.driver().check()?;
     vmi.read_vec(PhysAddr::new(0x100_0000), 4096)?;

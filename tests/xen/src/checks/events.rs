@@ -75,7 +75,8 @@ pub(super) fn serve(
 }
 
 fn abilities(context: &Context) -> CheckResult {
-    let vmi = open(&context.domain("pvh")?)?;
+    let domain = context.hardware_domain()?;
+    let vmi = open(&domain)?;
     let there = vmi.driver().abilities()?;
     println!("{there:?}");
     for ability in [EventAbility::ControlRegister, EventAbility::ModelRegister, EventAbility::Identification] {
@@ -89,13 +90,13 @@ fn abilities(context: &Context) -> CheckResult {
     if context.vmx().is_err() {
         let mut events = vmi.events()?;
         let error = events.set(Trap::instructions(VcpuId(0))).unwrap_err().to_string();
-        ensure!(error.contains("pvh") && error.contains("does not support events of every instruction"), "{error}");
+        ensure!(error.contains(domain.name()) && error.contains("does not support events of every instruction"), "{error}");
     }
     Ok(())
 }
 
 fn cr3(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open(&domain)?;
     let switches = truth::context_switches(&domain)?;
     let mut events = vmi.events()?;
@@ -135,7 +136,7 @@ fn cr3(context: &Context) -> CheckResult {
 }
 
 fn cpuid(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open(&domain)?;
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::Cpuid))?;
@@ -163,7 +164,7 @@ fn cpuid(context: &Context) -> CheckResult {
 }
 
 fn cpuid_answer(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open(&domain)?;
     let mut events = vmi.events()?;
     events.set(Trap::processor(Watch::Cpuid))?;
@@ -186,7 +187,7 @@ fn cpuid_answer(context: &Context) -> CheckResult {
 
 fn msr(context: &Context) -> CheckResult {
     const BASE: u64 = 0x7000_0000_0000;
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open(&domain)?;
     let mut events = vmi.events()?;
     for index in [0xc000_0101, 0xc000_0102] {
@@ -209,7 +210,7 @@ fn msr(context: &Context) -> CheckResult {
 }
 
 fn sessions(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open(&domain)?;
     domain.run("load on")?;
     for turn in 0..20 {
@@ -225,7 +226,7 @@ fn sessions(context: &Context) -> CheckResult {
 }
 
 fn one_at_a_time(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let (first, second) = (open(&domain)?, open(&domain)?);
     let events = first.events()?;
     let error = second.events().unwrap_err();
@@ -257,14 +258,14 @@ pub(super) fn open_held(domain: &Domain) -> Result<Vmi<XenDriver>> {
 }
 
 fn killed(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     kill("events::held_until_killed", true)?;
     // The guardian has turned the ring off; the vCPU that was killed at waits all the same.
     next_session(&domain)
 }
 
 fn killed_unguarded(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     kill("events::held_until_killed", false)?;
     // The vCPU waits for an answer that nobody gives, until the next session takes the ring away.
     ensure!(domain.answers(Duration::from_secs(3)).is_err(), "the domain runs: nothing was left to clean up");
@@ -281,7 +282,7 @@ fn next_session(domain: &Domain) -> CheckResult {
 }
 
 fn hold(context: &Context) -> CheckResult {
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let vmi = open_held(&domain)?;
     domain.run("load on")?;
     let mut events = vmi.events()?;

@@ -76,7 +76,7 @@ fn victim(domain: &Domain, doing: Doing) -> CheckResult {
 
 fn killed(context: &Context, name: &str, doing: Doing) -> CheckResult {
     context.vmx()?;
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     if std::env::var_os(VICTIM).is_some() {
         return victim(&domain, doing);
     }

@@ -12,6 +12,7 @@ mod round_trip;
 mod smp;
 mod toolstack;
 mod views;
+mod windows;
 
 use std::time::Duration;
 
@@ -64,6 +65,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Check> {
         memory::CHECKS,
         registers::CHECKS,
         linux::CHECKS,
+        windows::CHECKS,
         control::CHECKS,
         events::CHECKS,
         breakpoints::CHECKS,

@@ -26,7 +26,7 @@ fn told(output: &str) -> Result<f64> {
 
 fn benchmark(context: &Context) -> CheckResult {
     context.vmx()?;
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let at = function(&domain)?;
     let held = truth::held(&domain)?;
     let call = format!("domu call {TIMES}");

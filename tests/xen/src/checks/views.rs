@@ -22,7 +22,7 @@ fn word(domain: &Domain, page: usize) -> Result<u64> {
 
 fn remapped(context: &Context) -> CheckResult {
     context.vmx()?;
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let held = truth::held(&domain)?;
     let vmi = open(&domain)?;
     let own = [7, 8].map(|page| word(&domain, page));
@@ -44,7 +44,7 @@ fn remapped(context: &Context) -> CheckResult {
 
 fn forbidden(context: &Context) -> CheckResult {
     context.vmx()?;
-    let domain = context.domain("pvh")?;
+    let domain = context.hardware_domain()?;
     let held = truth::held(&domain)?;
     let vmi = open(&domain)?;
     let mut events = vmi.events()?;
