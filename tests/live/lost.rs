@@ -83,8 +83,12 @@ fn guardians() -> Vec<String> {
 
 /// Kills QEMU, and waits until it is gone.
 fn kill_qemu(pid: u32) {
-    let pid = Pid::from_raw(pid.cast_signed());
-    kill(pid, Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+    wait_until_gone(pid);
+}
+
+/// Waits until the process has no memory any more.
+fn wait_until_gone(pid: u32) {
     let began = Instant::now();
     // What is dead and not waited for has no memory any more.
     while fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty()) {
@@ -243,6 +247,8 @@ fn powered_off_by_itself() {
             assert!(matches!(error.kind(), ErrorKind::Ended { .. }), "{error:?}");
         });
         drop(events);
+        // QEMU tells the debugger first, and then ends.
+        wait_until_gone(guest.pid());
         memory_is_gone(&vmi, PhysAddr::new(guest.actor().physical));
         all_but_memory_is_gone(&vmi);
     });
