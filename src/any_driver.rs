@@ -4,8 +4,8 @@ use core::fmt;
 
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Capability, Control, Driver, Error, EventAbilities, EventSession, EventSource, GuestMapping, MachineInfo, PhysAddr, ReadOp,
-    Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
+    Capability, Control, Driver, Error, EventAbilities, EventSession, EventSource, GuestMapping, MachineInfo, MappedRange,
+    PhysAddr, ReadOp, Region, Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 /// Whatever back end [`open`](crate::open()) chose: a tool that works on all of them names this one type.
@@ -51,6 +51,10 @@ impl Driver for AnyDriver {
 
     fn mapping(&self) -> Option<&GuestMapping> {
         self.0.mapping()
+    }
+
+    fn map_range(&self, range: Region) -> Result<MappedRange> {
+        self.0.map_range(range)
     }
 
     fn epoch(&self) -> Option<u64> {

@@ -66,10 +66,10 @@ mod linux {
 
     impl Bare {
         #[inline(always)]
-        fn word(&self, at: u64, buf: &mut [u8; 8]) {
+        fn word(&self, at: u64) -> u64 {
             assert!(at & 7 == 0 && at < self.len);
             // SAFETY: aligned and within the mapping.
-            *buf = unsafe { self.base.add(at as usize).cast::<u64>().read_volatile() }.to_ne_bytes();
+            unsafe { self.base.add(at as usize).cast::<u64>().read_volatile() }
         }
 
         #[inline(always)]
@@ -102,8 +102,30 @@ mod linux {
         best
     }
 
-    fn row(what: &str, [bare, mapped, window]: [f64; 3]) {
-        println!("{what:34} {bare:9.2} {mapped:9.2} ({:4.2}x) {window:9.2} ({:4.2}x)", mapped / bare, window / bare);
+    /// Reads a word at each place and adds them up, some times. Each contender has a loop of its own, in which its read is inlined.
+    fn each(places: &[u64], rounds: usize, read: impl Fn(u64) -> u64) -> impl FnMut() {
+        move || {
+            for _ in 0..rounds {
+                black_box(places.iter().fold(0u64, |sum, at| sum.wrapping_add(read(*at))));
+            }
+        }
+    }
+
+    /// Reads words of which each holds the address of the next.
+    fn chase(start: u64, steps: usize, read: impl Fn(u64) -> u64) -> impl FnMut() {
+        move || {
+            let mut at = start;
+            for _ in 0..steps {
+                at = read(at);
+            }
+            black_box(at);
+        }
+    }
+
+    fn row(what: &str, [bare, range, mapped, window]: [f64; 4]) {
+        print!("{what:34} {bare:9.2}");
+        [range, mapped, window].iter().for_each(|time| print!(" {time:9.2} ({:4.2}x)", time / bare));
+        println!();
     }
 
     pub(crate) fn main() {
@@ -142,44 +164,27 @@ mod linux {
         let shown = machine(GuestMapping::window(window, MemoryMap::new([region])));
         // A thread has a flag from its first long read on.
         shown.read_into(PhysAddr::new(1), &mut [0; 16]).unwrap();
-        let (bare, mapped, shown) = (black_box(&bare), black_box(&mapped), black_box(&shown));
+        let range = mapped.map_range(region).unwrap();
+        let (bare, range, mapped, shown) = (black_box(&bare), black_box(&range), black_box(&mapped), black_box(&shown));
 
-        println!("{:34} {:>9} {:>17} {:>17}", "nanoseconds a read", "bare", "all mapped", "window");
-        let word = |vmi: &Vmi<Machine>, at: u64, buf: &mut [u8; 8]| vmi.read_into(PhysAddr::new(at), buf).unwrap();
+        println!("{:34} {:>9} {:>17} {:>17} {:>17}", "nanoseconds a read", "bare", "range", "all mapped", "window");
+        let by_hand = |at| bare.word(at);
+        let by_range = |at| range.read::<u64>(PhysAddr::new(at)).unwrap();
+        let by_mapping = |at| mapped.read::<u64>(PhysAddr::new(at)).unwrap();
+        let by_window = |at| shown.read::<u64>(PhysAddr::new(at)).unwrap();
         let words: Vec<u64> = (0..1000).map(|_| 0x5008).collect();
         let scattered: Vec<u64> = (0..100_000).map(|_| (next() % LEN as u64) & !7).collect();
         for (what, places, rounds) in [("8 bytes, hot", &words, 300), ("8 bytes, random in 256 MiB", &scattered, 1)] {
-            let mut buf = [0; 8];
-            let (mut b1, mut b2) = ([0; 8], [0; 8]);
-            row(
-                what,
-                race(
-                    rounds * places.len(),
-                    [
-                        &mut || (0..rounds).for_each(|_| places.iter().for_each(|at| bare.word(*at, black_box(&mut buf)))),
-                        &mut || (0..rounds).for_each(|_| places.iter().for_each(|at| word(mapped, *at, black_box(&mut b1)))),
-                        &mut || (0..rounds).for_each(|_| places.iter().for_each(|at| word(shown, *at, black_box(&mut b2)))),
-                    ],
-                ),
-            );
+            let (mut hand, mut part) = (each(places, rounds, by_hand), each(places, rounds, by_range));
+            let (mut whole, mut window) = (each(places, rounds, by_mapping), each(places, rounds, by_window));
+            row(what, race(rounds * places.len(), [&mut hand, &mut part, &mut whole, &mut window]));
         }
         for (what, start, steps) in
             [("8 bytes, each names the next, hot", circle[0], 200_000), ("8 bytes, each names the next", order[0], 50_000)]
         {
-            let chase = |read: &dyn Fn(u64) -> u64| {
-                let mut at = start;
-                (0..steps).for_each(|_| at = read(at));
-                black_box(at);
-            };
-            let (by_hand, by_mapping, by_window);
-            by_hand = |at| {
-                let mut buf = [0; 8];
-                bare.word(at, &mut buf);
-                u64::from_ne_bytes(buf)
-            };
-            by_mapping = |at| mapped.read::<u64>(PhysAddr::new(at)).unwrap();
-            by_window = |at| shown.read::<u64>(PhysAddr::new(at)).unwrap();
-            row(what, race(steps, [&mut || chase(&by_hand), &mut || chase(&by_mapping), &mut || chase(&by_window)]));
+            let (mut hand, mut part) = (chase(start, steps, by_hand), chase(start, steps, by_range));
+            let (mut whole, mut window) = (chase(start, steps, by_mapping), chase(start, steps, by_window));
+            row(what, race(steps, [&mut hand, &mut part, &mut whole, &mut window]));
         }
         let mut buffer = vec![0u8; (1 << 20) + 4096];
         let skip = buffer.as_ptr().align_offset(4096);
@@ -201,6 +206,7 @@ mod linux {
                     rounds * places.len(),
                     [
                         &mut || each(&|at, buf| bare.run(at, buf)),
+                        &mut || each(&|at, buf| range.read_into(PhysAddr::new(at), buf).unwrap()),
                         &mut || each(&|at, buf| mapped.read_into(PhysAddr::new(at), buf).unwrap()),
                         &mut || each(&|at, buf| shown.read_into(PhysAddr::new(at), buf).unwrap()),
                     ],

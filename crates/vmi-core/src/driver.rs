@@ -6,7 +6,10 @@
 
 use core::fmt;
 
-use crate::{Architecture, EventSource, GuestMapping, MemoryMap, PhysAddr, Result, WindowsDump};
+use crate::{
+    Architecture, Capability, Error, ErrorKind, EventSource, GuestMapping, MappedRange, MemoryMap, PhysAddr, Region, Result,
+    WindowsDump,
+};
 
 /// What a back end says of the machine it shows.
 #[derive(Clone, Debug)]
@@ -83,6 +86,23 @@ pub trait Driver: Send + Sync {
     /// Guest RAM that is mapped into this process. Where there is one, reads bypass [`Driver::read`] and all caches.
     fn mapping(&self) -> Option<&GuestMapping> {
         None
+    }
+
+    /// Maps a range of guest memory, for as long as the result or a clone of it lives. Its reads are loads, with no look at what is mapped and what is not: for a tool that looks at the same
+    /// memory all the time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Hole`](crate::ErrorKind::Hole) at the first address without memory; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if this back end does not map memory, or not
+    /// this; [`ErrorKind::Driver`](crate::ErrorKind::Driver) if it fails.
+    fn map_range(&self, range: Region) -> Result<MappedRange> {
+        let MachineInfo { name, memory, .. } = self.machine();
+        let unsupported = || Error::unsupported(Capability::MapRange, name.as_str());
+        let mapped = self.mapping().ok_or_else(unsupported)?.range(range);
+        mapped.map_err(|error| match error.kind() {
+            // There is memory, but it is not mapped.
+            ErrorKind::Hole { at } if memory.region_at(*at).is_some() => unsupported(),
+            _ => error,
+        })
     }
 
     /// Says whether memory holds still: two calls that return the same `Some` had no change of memory between them.

@@ -172,6 +172,8 @@ pub enum Capability {
     Events,
     /// One kind of event or of answer.
     Event(EventAbility),
+    /// Mapping a range of guest memory ([`Driver::map_range`](crate::Driver::map_range)).
+    MapRange,
 }
 
 impl fmt::Display for Capability {
@@ -183,6 +185,7 @@ impl fmt::Display for Capability {
             Self::WriteVcpus => "setting vCPU registers",
             Self::Events => "breakpoints and other events",
             Self::Event(ability) => return ability.fmt(f),
+            Self::MapRange => "mapping its memory here",
         })
     }
 }

@@ -53,7 +53,7 @@ pub use event::{
 pub use guest::{Guest, LogRecord, MemoryArea, Module, Process, Rows, State, Thread};
 #[cfg(target_os = "linux")]
 pub use mapping::Window;
-pub use mapping::{GuestMapping, LivePiece, MappedFile, Piece, PieceError, RawPiece, SharedRam, Store};
+pub use mapping::{GuestMapping, LivePiece, MappedFile, MappedRange, Piece, PieceError, RawPiece, SharedRam, Store};
 pub use memory::Memory;
 pub use memory_map::{MemoryMap, Region};
 pub use page_cache::PageCacheCounters;

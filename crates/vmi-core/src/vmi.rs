@@ -3,10 +3,12 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use zerocopy::{FromBytes, IntoBytes};
+
 use crate::page_cache::{PageCache, PageCacheCounters};
 use crate::{
-    Address, AddressSpace, Architecture, Control, Driver, EventSource, Events, GuestMapping, Liveness, MachineInfo, Memory,
-    PAGE_SIZE, PhysAddr, ReadOp, Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
+    Address, AddressSpace, Architecture, Control, Driver, EventSource, Events, GuestMapping, Liveness, MachineInfo, MappedRange,
+    Memory, PAGE_SIZE, PhysAddr, ReadOp, Region, Result, VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 /// Pages that a [`Vmi`] over a back end without mapped memory keeps at most, in bytes.
@@ -97,6 +99,27 @@ impl<D: Driver> Vmi<D> {
         AddressSpace::new(self, root, mode)
     }
 
+    /// Maps a range of guest memory, for as long as the result or a clone of it lives: the fastest way to look at the same memory again and again, and the only one where a read is but a
+    /// bounds check and a load on every back end that can do it.
+    ///
+    /// ```
+    /// use vmi_core::{Memory, PhysAddr, Region, Vmi};
+    /// # use vmi_core::synthetic::SyntheticDriver;
+    /// # fn main() -> vmi_core::Result<()> {
+    /// let vmi = Vmi::new(SyntheticDriver::new([(PhysAddr::new(0x1000), vec![7; 4096])]));
+    /// let watched = vmi.map_range(Region::new(PhysAddr::new(0x1000), 64).unwrap())?;
+    /// assert_eq!(watched.read::<u32>(PhysAddr::new(0x1010))?, 0x0707_0707);
+    /// assert!(watched.read::<u32>(PhysAddr::new(0x1040)).is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Driver::map_range`].
+    pub fn map_range(&self, range: Region) -> Result<MappedRange> {
+        self.driver.map_range(range)
+    }
+
     /// How the page cache has fared. All zero where memory is mapped: the fast path has no cache.
     pub fn page_cache_counters(&self) -> PageCacheCounters {
         self.cache.counters()
@@ -132,6 +155,13 @@ impl<D: Driver> Vmi<D> {
             return self.ram.read_run(at, buf).or_else(|_| self.driver.read(at, buf));
         }
         self.driver.read(at, buf)
+    }
+
+    /// A value that is no such word: said to be rare, so that the code of who reads words runs straight on.
+    #[cold]
+    #[inline(never)]
+    fn read_value(&self, at: PhysAddr, value: &mut [u8]) -> Result<()> {
+        self.read_run(at, value)
     }
 
     /// A read of anything but an aligned word of the largest mapped region.
@@ -265,6 +295,18 @@ impl<D: Driver> Memory for Vmi<D> {
     #[inline]
     fn read_into(&self, at: PhysAddr, buf: &mut [u8]) -> Result<()> {
         if self.ram.read_word(at, buf) { Ok(()) } else { self.read_run(at, buf) }
+    }
+
+    /// As the trait has it, but a word stays in a register: nothing else sees the value that it is read into.
+    #[inline]
+    fn read<T: FromBytes + IntoBytes>(&self, at: PhysAddr) -> Result<T> {
+        let mut word = T::new_zeroed();
+        if self.ram.read_word(at, word.as_mut_bytes()) {
+            return Ok(word);
+        }
+        let mut value = T::new_zeroed();
+        self.read_value(at, value.as_mut_bytes())?;
+        Ok(value)
     }
 
     fn read_batch(&self, ops: &mut [ReadOp<'_, PhysAddr>]) {

@@ -6,8 +6,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use proptest::prelude::*;
 use vmi_core::synthetic::{LiveDriver, SyntheticDriver};
 use vmi_core::{
-    Access, Architecture, Driver, Error, ErrorKind, Fault, FaultKind, Memory, PAGE_SIZE, Paging, PhysAddr, ReadOp, Result,
-    Translation, VirtAddr, Vmi,
+    Access, Architecture, Driver, Error, ErrorKind, Fault, FaultKind, Memory, PAGE_SIZE, Paging, PhysAddr, ReadOp, Region,
+    Result, Translation, VirtAddr, Vmi,
 };
 
 /// Paging by a table of 64-bit words at the root: word n holds the physical page of virtual page n, or zero.
@@ -257,6 +257,23 @@ fn libvmi_10_what_a_back_end_lacks_is_an_error() {
     let error = Error::unsupported(vmi_core::Capability::Vcpus, "raw image");
     assert_eq!(error.to_string(), "raw image does not support vCPU registers");
     assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::Unsupported);
+}
+
+#[test]
+fn a_range_is_mapped_where_memory_is() {
+    let range = |start, len| Region::new(PhysAddr::new(start), len).unwrap();
+    let vmi = Vmi::new(SyntheticDriver::<Flat>::with_arch([
+        (PhysAddr::ZERO, vec![1; PAGE]),
+        (PhysAddr::new(PAGE as u64), vec![2; PAGE]),
+    ]));
+    let page = PAGE as u64;
+    let mapped = vmi.map_range(range(page - 8, 16)).unwrap();
+    assert_eq!(mapped.read::<[u64; 2]>(PhysAddr::new(page - 8)).unwrap(), [0x0101_0101_0101_0101, 0x0202_0202_0202_0202]);
+    let error = vmi.map_range(range(2 * page - 8, 16)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 2 * page), "{error}");
+    let vmi = Vmi::new(LiveDriver::<Flat>::new(vec![0; PAGE], Some(1)));
+    let error = vmi.map_range(range(0, 8)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported { .. }) && error.to_string().contains("mapping its memory"), "{error}");
 }
 
 /// libmicrovmi panics on writes that are not aligned or longer than a page.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use vmi_arch_x86::xen::{RegistersError, SaveRecords, VcpuContext};
 use vmi_arch_x86::{Registers, X86};
 use vmi_core::{
-    Control, Driver, ErrorKind, EventSource, GuestMapping, MachineInfo, PAGE_SIZE, PhysAddr, ReadOp, Result, VcpuId, Vcpus,
-    WriteMemory, WriteVcpus,
+    Control, Driver, ErrorKind, EventSource, GuestMapping, MachineInfo, MappedRange, PAGE_SIZE, PhysAddr, ReadOp, Region, Result,
+    VcpuId, Vcpus, WriteMemory, WriteVcpus,
 };
 
 use crate::domain_info::{DomainInfo, DomainKind};
@@ -23,7 +23,7 @@ use crate::{OpenError, Options, open};
 ///
 /// | capability | by | what it costs |
 /// |---|---|---|
-/// | memory | foreign mappings that come and go, bounded ([`Options::mapped`], [`Options::lifetime`]), or of all memory at once ([`Options::map_whole`]) | a load, and a call to Xen for each new chunk |
+/// | memory | foreign mappings that come and go, bounded ([`Options::mapped`], [`Options::lifetime`]), or of all memory at once ([`Options::map_whole`]), or of a range ([`Driver::map_range`]) | a load, and a call to Xen for each new chunk |
 /// | registers | save records (HVM, PVH), vCPU contexts (PV) | Xen pauses the domain for the call |
 /// | setting registers | the same; what Xen does not take is an error | the same |
 /// | pause and resume | the toolstack's pause, which Xen counts | |
@@ -150,6 +150,11 @@ impl Driver for XenDriver {
 
     fn mapping(&self) -> Option<&GuestMapping> {
         Some(self.memory.mapping())
+    }
+
+    /// What the domain gives back while it is mapped stays here as it was then; what it gets in its place is not seen. A domain that ends is freed by Xen when nobody maps it any more.
+    fn map_range(&self, range: Region) -> Result<MappedRange> {
+        self.memory.map_range(range, &self.machine.memory)
     }
 
     fn epoch(&self) -> Option<u64> {

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use vmi_core::{Address, GuestMapping, MemoryMap, PAGE_SIZE, PhysAddr, RawPiece, ReadOp, Region, Result};
+use vmi_core::{
+    Address, Error, ErrorKind, GuestMapping, MappedRange, MemoryMap, PAGE_SIZE, PhysAddr, RawPiece, ReadOp, Region, Result,
+};
 
 use crate::failure::Failures;
 use crate::libraries::foreign_memory::{ForeignMemory, Mapped};
@@ -205,6 +207,33 @@ impl<M: Mapper> GuestMemory<M> {
     /// Maps all memory now, and for as long as this or a clone of its mapping lives.
     pub(crate) fn map_whole(&mut self, memory: &MemoryMap) -> Result<()> {
         self.shown.map_whole(memory)
+    }
+
+    /// Maps a range by itself, until the result is dropped. `memory` is where the domain has memory.
+    pub(crate) fn map_range(&self, range: Region, memory: &MemoryMap) -> Result<MappedRange> {
+        if !self.mapping().is_window() {
+            return self.mapping().range(range);
+        }
+        // A list of frames is as long as the range, so the range ends where the domain may.
+        let end = self.shown.end();
+        if range.end() > end {
+            return Err(Error::hole(range.start().max(end)));
+        }
+        let (first, behind) = (range.start().get() / PAGE_SIZE, range.end().get().div_ceil(PAGE_SIZE));
+        let chunk = first / CHUNK_PAGES;
+        let frames = self.source.frames(chunk, behind.div_ceil(CHUNK_PAGES).saturating_sub(chunk))?;
+        let pages: Vec<u64> = (first..behind).collect();
+        let skip = usize::try_from(first % CHUNK_PAGES).unwrap_or(usize::MAX);
+        let frames = frames.get(skip..skip.saturating_add(pages.len())).unwrap_or_default();
+        let mapped = self.source.mapper.map(&pages, frames, false)?.range(range);
+        if let Err(error) = &mapped
+            && let ErrorKind::Hole { at } = error.kind()
+            && memory.region_at(*at).is_some()
+        {
+            // There should be memory: perhaps the domain has ended, and Xen has taken it back.
+            self.source.mapper.check()?;
+        }
+        mapped
     }
 
     /// The domain stands still: nothing ages.

@@ -188,23 +188,30 @@ const WIDE: usize = 512;
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn copy_wide(src: *const u8, dst: *mut u8, len: usize) {
+    /// One turn of the loop.
+    macro_rules! turn {
+        ($done:ident) => {
+            // SAFETY: four of them are left, as the caller says.
+            unsafe {
+                let [a, b, c, d] = core::array::from_fn(|i| src.add($done).cast::<Wide>().add(i).read_volatile());
+                let to = dst.add($done).cast::<Wide>();
+                to.write_unaligned(a);
+                to.add(1).write_unaligned(b);
+                to.add(2).write_unaligned(c);
+                to.add(3).write_unaligned(d);
+            }
+            $done = $done.wrapping_add(size_of::<Wide>().wrapping_mul(4));
+        };
+    }
     let mut done = 0usize;
+    // Apart from the rest, for a question less in each turn of a copy of a page.
+    while done < len.saturating_sub(AHEAD) {
+        prefetch(src.wrapping_add(done).wrapping_add(AHEAD));
+        prefetch(src.wrapping_add(done).wrapping_add(AHEAD).wrapping_add(64));
+        turn!(done);
+    }
     while done < len {
-        let left = len.wrapping_sub(done);
-        if left > AHEAD {
-            prefetch(src.wrapping_add(done).wrapping_add(AHEAD));
-            prefetch(src.wrapping_add(done).wrapping_add(AHEAD).wrapping_add(64));
-        }
-        // SAFETY: four of them are left, as the caller says.
-        unsafe {
-            let [a, b, c, d] = core::array::from_fn(|i| src.add(done).cast::<Wide>().add(i).read_volatile());
-            let to = dst.add(done).cast::<Wide>();
-            to.write_unaligned(a);
-            to.add(1).write_unaligned(b);
-            to.add(2).write_unaligned(c);
-            to.add(3).write_unaligned(d);
-        }
-        done = done.wrapping_add(size_of::<Wide>().wrapping_mul(4));
+        turn!(done);
     }
 }
 

@@ -180,12 +180,11 @@ impl GuestMapping {
         regions.sort_by_key(|region| region.start);
         // What is one run in the guest and in this process is one region.
         regions.dedup_by(|next, last| {
-            let follows = last.start.checked_add(last.len) == Some(next.start)
-                && last.writable == next.writable
-                && last.host.wrapping_add(usize::try_from(last.len).unwrap_or(usize::MAX)) == next.host;
+            let follows =
+                last.start.checked_add(last.len) == Some(next.start) && last.writable == next.writable && last.base == next.base;
             if follows && let Some(region) = Region::new(PhysAddr::new(last.start), last.len.saturating_add(next.len)) {
                 // SAFETY: both runs stay mapped as long as the parts, which the result keeps, and they are one behind the other.
-                *last = unsafe { MappedRegion::new(region, last.host, last.writable) };
+                *last = unsafe { MappedRegion::new(region, last.host(region.start()), last.writable) };
             }
             follows
         });
@@ -245,7 +244,7 @@ impl GuestMapping {
             let (part, _) = rest.split_at(len);
             // SAFETY: `offset` is below the region's length and `len` at most what is left behind it. The region is writable, so it is live
             // memory, mapped while `self` lives and lent to nobody; `data` is a slice and therefore no part of it.
-            unsafe { copy::store_volatile(part, region.host.cast_mut().wrapping_add(offset as usize)) };
+            unsafe { copy::store_volatile(part, region.host(here).cast_mut()) };
             done = done.saturating_add(len);
         }
         Ok(())

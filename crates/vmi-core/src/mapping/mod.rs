@@ -1,6 +1,6 @@
 //! Guest RAM that is mapped into this process: the fast path of every read.
 //!
-//! This module, its [`copy`] and its [`window`] are the only place of the crate with `unsafe` code. The rule that it keeps: each region of a
+//! This module, its [`copy`], [`range`] and [`window`] are the only place of the crate with `unsafe` code. The rule that it keeps: each region of a
 //! [`GuestMapping`] points at memory that stays mapped and readable for as long as any clone of the mapping lives, and memory
 //! is lent out as a slice only if it does not change.
 
@@ -8,6 +8,7 @@ mod copy;
 mod live;
 #[cfg(target_os = "linux")]
 mod private;
+mod range;
 #[cfg(target_os = "linux")]
 mod readers;
 #[cfg(target_os = "linux")]
@@ -23,6 +24,7 @@ use crate::{Error, Liveness, MemoryMap, PhysAddr, Region, Result};
 pub use live::{LivePiece, RawPiece, SharedRam};
 #[cfg(target_os = "linux")]
 pub(crate) use private::{BLOCK, Budget, PrivateMemory};
+pub use range::MappedRange;
 #[cfg(target_os = "linux")]
 use window::View;
 #[cfg(target_os = "linux")]
@@ -84,9 +86,10 @@ pub struct GuestMapping {
 struct MappedRegion {
     start: u64,
     len: u64,
-    host: *const u8,
-    /// How many words of 1, 2, 4 and 8 bytes the region holds; none if `host` is not aligned for all of them.
-    words: [u64; 4],
+    /// Where guest-physical address zero would be if it were in this region: what a read needs to know is one addition away from the address.
+    base: *const u8,
+    /// How many bytes from its start are whole words of 8 bytes; none if it is not aligned for those, in the guest or in this process.
+    words: u64,
     /// Whether `host` may be written through: live memory that is mapped for it.
     writable: bool,
 }
@@ -107,37 +110,38 @@ unsafe impl Send for MappedRegion {}
 // SAFETY: as above; concurrent volatile accesses need no more.
 unsafe impl Sync for MappedRegion {}
 
+/// Whether so many bytes are a word that one access can load, and aligned at this address.
+#[inline(always)]
+fn is_word(at: PhysAddr, len: usize) -> bool {
+    matches!(len, 1 | 2 | 4 | 8) && at.get() & (len as u64).wrapping_sub(1) == 0
+}
+
 impl MappedRegion {
-    const NONE: Self = Self { start: 0, len: 0, host: core::ptr::null(), words: [0; 4], writable: false };
+    const NONE: Self = Self { start: 0, len: 0, base: core::ptr::null(), words: 0, writable: false };
 
     /// # Safety
     /// `host` is valid for volatile reads of the region's length for as long as the result is used, and if `writable` for volatile
     /// writes too.
     unsafe fn new(region: Region, host: *const u8, writable: bool) -> Self {
-        let len = region.len();
-        let words = if host.cast::<u64>().is_aligned() { [len, len / 2, len / 4, len / 8] } else { [0; 4] };
-        Self { start: region.start().get(), len, host, words, writable }
+        let (start, len) = (region.start().get(), region.len());
+        let aligned = host.cast::<u64>().is_aligned() && start.is_multiple_of(8);
+        let words = if aligned { len & !7 } else { 0 };
+        Self { start, len, base: host.wrapping_sub(start as usize), words, writable }
     }
 
-    /// Fills `buf` if it has the length of a word that lies aligned in this region; else does nothing and says `false`.
-    ///
-    /// The hottest path of all, so bounds and alignment are one comparison: rotated by the size's logarithm, an offset that is not
-    /// a multiple of the size becomes larger than any number of words.
+    /// Where a guest-physical address of this region is in this process.
+    #[inline(always)]
+    fn host(&self, at: PhysAddr) -> *const u8 {
+        self.base.wrapping_add(at.get() as usize)
+    }
+
+    /// Fills `buf` if it is an aligned word of this region; else does nothing and says `false`. The hottest path of all.
     #[inline(always)]
     fn read_word(&self, at: PhysAddr, buf: &mut [u8]) -> bool {
-        let offset = at.get().wrapping_sub(self.start);
-        let [bytes, halves, words, doubles] = self.words;
-        let within = match buf.len() {
-            1 => offset < bytes,
-            2 => offset.rotate_right(1) < halves,
-            4 => offset.rotate_right(2) < words,
-            8 => offset.rotate_right(3) < doubles,
-            _ => false,
-        };
+        let within = is_word(at, buf.len()) && at.get().wrapping_sub(self.start) < self.words;
         if within {
-            // SAFETY: the comparison says that offset and length lie within the region, which is readable while `self` is used, and that
-            // the word is aligned, as the region is.
-            unsafe { copy::copy_word(self.host.wrapping_add(offset as usize), buf) };
+            // SAFETY: the word is aligned and begins in a run of whole words of 8 bytes, so all of it is there; the region is readable while `self` is used.
+            unsafe { copy::copy_word(self.host(at), buf) };
         }
         within
     }
@@ -147,8 +151,7 @@ impl MappedRegion {
     fn locate(&self, at: PhysAddr, len: usize) -> Option<*const u8> {
         let last = self.len.checked_sub(len as u64)?;
         let offset = at.get().wrapping_sub(self.start);
-        // `offset <= last` bounds the offset by the region's length, which is a length in this process's memory.
-        (offset <= last).then(|| self.host.wrapping_add(offset as usize))
+        (offset <= last).then(|| self.host(at))
     }
 }
 
@@ -247,7 +250,7 @@ impl GuestMapping {
     }
 
     /// Whether it is a window: what it does not show may still be there.
-    pub(crate) fn is_window(&self) -> bool {
+    pub fn is_window(&self) -> bool {
         self.shared.behind.is_some()
     }
 
@@ -268,7 +271,7 @@ impl GuestMapping {
             let offset = here.get().wrapping_sub(region.start);
             let len = usize::try_from(region.len.wrapping_sub(offset)).unwrap_or(usize::MAX).min(rest.len());
             let (part, _) = rest.split_at_mut(len);
-            let host = region.host.wrapping_add(offset as usize);
+            let host = region.host(here);
             match self.shared.liveness {
                 // SAFETY: `offset` is below the region's length and `len` at most what is left behind it; both ranges are readable while
                 // `self` lives. A frozen store does not change, and `part` is not part of it.

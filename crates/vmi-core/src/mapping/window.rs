@@ -19,7 +19,7 @@ use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 use super::readers::{self, Reader};
-use super::{GuestMapping, MappedRegion, Shared, copy};
+use super::{GuestMapping, MappedRegion, Shared, copy, is_word};
 use crate::{Liveness, MemoryMap, PAGE_SIZE, PhysAddr};
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -56,8 +56,8 @@ pub(super) struct View {
     base: *const u8,
     presence: *const AtomicU64,
     whole: *const AtomicU8,
-    /// How many words of 1, 2, 4 and 8 bytes the window has.
-    words: [u64; 4],
+    /// How many bytes the window has: whole pages.
+    len: u64,
 }
 
 // SAFETY: the pointers are to mappings of the process that live as long as the window does, which whoever has a view keeps. Memory of the guest is only read by volatile loads, and only
@@ -68,22 +68,13 @@ unsafe impl Sync for View {}
 
 impl View {
     /// Of no window: no address is within.
-    pub(super) const NONE: Self =
-        Self { base: core::ptr::null(), presence: core::ptr::null(), whole: core::ptr::null(), words: [0; 4] };
+    pub(super) const NONE: Self = Self { base: core::ptr::null(), presence: core::ptr::null(), whole: core::ptr::null(), len: 0 };
 
-    /// Fills `buf` if it is an aligned word of a page that is there; else does nothing and says `false`. The comparison is that of `MappedRegion::read_word`.
+    /// Fills `buf` if it is an aligned word of a page that is there; else does nothing and says `false`.
     #[inline(always)]
     pub(super) fn read_word(&self, at: PhysAddr, buf: &mut [u8]) -> bool {
         let offset = at.get();
-        let [bytes, halves, words, doubles] = self.words;
-        let within = match buf.len() {
-            1 => offset < bytes,
-            2 => offset.rotate_right(1) < halves,
-            4 => offset.rotate_right(2) < words,
-            8 => offset.rotate_right(3) < doubles,
-            _ => false,
-        };
-        if !within {
+        if !is_word(at, buf.len()) || offset >= self.len {
             return false;
         }
         let Some(reader) = readers::current() else { return false };
@@ -93,7 +84,7 @@ impl View {
         // SAFETY: the comparison says that the offset lies in the window.
         let there = unsafe { self.is_there(offset as usize) };
         if there {
-            // SAFETY: the page was there after the flag was raised, so it stays mapped until the flag is lowered; the comparison says that the word lies in it, aligned.
+            // SAFETY: the page was there after the flag was raised, so it stays mapped until the flag is lowered; the word is aligned and begins in it, so it lies in it.
             unsafe { copy::copy_word(host, buf) };
         }
         reader.leave();
@@ -115,7 +106,7 @@ impl View {
 
     /// Fills `buf` from `at` as far as pages are there; how many bytes that are.
     pub(super) fn read_run(&self, at: PhysAddr, buf: &mut [u8]) -> usize {
-        let [len, ..] = self.words;
+        let len = self.len;
         // No read from a window, and an ending thread, which has no flag any more.
         if at.get() >= len {
             return 0;
@@ -202,12 +193,7 @@ impl Window {
         // SAFETY: a new mapping at a place that the kernel chooses.
         let base = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_NONE, flags)? }.cast::<u8>();
         let len = size.get() as u64;
-        let view = View {
-            base: base.as_ptr(),
-            presence: presence.as_ptr().cast(),
-            whole: whole.as_ptr().cast(),
-            words: [len, len / 2, len / 4, len / 8],
-        };
+        let view = View { base: base.as_ptr(), presence: presence.as_ptr().cast(), whole: whole.as_ptr().cast(), len };
         Ok(Arc::new(Self { view, base, pages, presence, whole, changing: Mutex::default(), lost: Mutex::default() }))
     }
 

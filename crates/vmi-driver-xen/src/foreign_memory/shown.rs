@@ -74,6 +74,11 @@ impl<M: Mapper> Shown<M> {
         self.whole.as_ref().unwrap_or(&self.inner.mapping)
     }
 
+    /// Behind the last address that can be shown.
+    pub(super) fn end(&self) -> PhysAddr {
+        PhysAddr::new(self.inner.window.pages().saturating_mul(PAGE_SIZE))
+    }
+
     /// Maps all memory, which stays mapped from now on. It is read as memory that never goes: without a look whether it is there.
     #[allow(unsafe_code)]
     pub(super) fn map_whole(&mut self, memory: &MemoryMap) -> Result<()> {

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use nix::libc;
 use proptest::prelude::*;
-use vmi_core::ErrorKind;
+use vmi_core::{ErrorKind, Memory as _};
 
 use super::*;
 use crate::frames::Same;
@@ -17,8 +17,8 @@ struct Domain {
 #[derive(Default)]
 struct State {
     memory: Mutex<Vec<u64>>,
-    /// Mappings for writing that live.
-    writable: AtomicUsize,
+    /// Mappings outside of the window that live.
+    alone: AtomicUsize,
     /// Whether mapping fails, as when the domain is gone.
     gone: AtomicBool,
 }
@@ -31,7 +31,7 @@ struct Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.state.writable.fetch_sub(1, Ordering::SeqCst);
+        self.state.alone.fetch_sub(1, Ordering::SeqCst);
         let _ = &self.words;
     }
 }
@@ -65,8 +65,8 @@ impl Domain {
 
 impl Mapper for Domain {
     fn map(&self, pages: &[u64], frames: &[u64], writable: bool) -> Result<GuestMapping> {
-        assert!(writable && pages == frames && pages.len() == CHUNK_PAGES as usize);
-        self.state.writable.fetch_add(1, Ordering::SeqCst);
+        assert!(pages == frames && (!writable || pages.len() == CHUNK_PAGES as usize));
+        self.state.alone.fetch_add(1, Ordering::SeqCst);
         let memory = self.state.memory.lock().unwrap();
         let words = pages.iter().flat_map(|page| {
             let start = *page as usize * WORDS;
@@ -161,6 +161,36 @@ fn all_memory_is_mapped_for_ever() {
 }
 
 /// What nobody reads any more is unmapped too.
+/// A range stays mapped when the cache has forgotten everything, and when it is gone.
+#[test]
+fn a_range_is_mapped_until_it_is_dropped() {
+    let domain = Domain::new();
+    let cache = domain.cache(CHUNK, 1);
+    let memory = MemoryMap::new([Region::new(PhysAddr::ZERO, PAGES * PAGE_SIZE).unwrap()]);
+    let map = |start, len| cache.map_range(Region::new(PhysAddr::new(start), len).unwrap(), &memory);
+    // Across two chunks, and not of whole pages.
+    let (start, len) = (2 * CHUNK - 3 * PAGE_SIZE + 8, 4 * PAGE_SIZE);
+    assert!(!there(2 * CHUNK_PAGES - 1) && there(2 * CHUNK_PAGES));
+    let error = map(start, len).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 2 * CHUNK - PAGE_SIZE), "{error}");
+    assert_eq!(domain.state.alone.load(Ordering::SeqCst), 0);
+    let (start, len) = (3 * CHUNK - 3 * PAGE_SIZE + 8, 4 * PAGE_SIZE);
+    let range = map(start, len).unwrap();
+    assert_eq!(domain.state.alone.load(Ordering::SeqCst), 1);
+    // What cannot be: one page beyond the memory, all of the address range.
+    for (start, len) in [(PAGES * PAGE_SIZE - 8, 16), (1 << 62, 8), (0, u64::MAX)] {
+        let error = map(start, len).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Hole { .. }), "{error}");
+    }
+    drop(cache);
+    for at in start..start + len {
+        assert_eq!(range.read::<u8>(PhysAddr::new(at)).unwrap(), domain.byte(at));
+    }
+    assert!(range.read::<u8>(PhysAddr::new(start - 1)).is_err() && range.read::<u8>(PhysAddr::new(start + len)).is_err());
+    drop(range);
+    assert_eq!(domain.state.alone.load(Ordering::SeqCst), 0);
+}
+
 #[test]
 fn what_is_old_is_unmapped_without_a_read() {
     let domain = Domain::new();
@@ -264,9 +294,9 @@ fn only_writes_map_for_writing() {
     let domain = Domain::new();
     let cache = domain.cache(1 << 30, 60_000);
     cache.read(PhysAddr::new(0x1000), &mut [0; 64]).unwrap();
-    assert_eq!(domain.state.writable.load(Ordering::SeqCst), 0);
+    assert_eq!(domain.state.alone.load(Ordering::SeqCst), 0);
     cache.write(PhysAddr::new(0x1ffc), &[1; 8]).unwrap();
-    assert_eq!(domain.state.writable.load(Ordering::SeqCst), 1);
+    assert_eq!(domain.state.alone.load(Ordering::SeqCst), 1);
     let error = cache.write(PhysAddr::new(0x6ffe), &[1; 8]).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 0x7000) && error.done() == 2, "{error:?}");
 }

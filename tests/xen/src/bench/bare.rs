@@ -47,10 +47,10 @@ impl BareMemory {
 
     /// A bounds check and a load.
     #[inline(always)]
-    pub(super) fn word(&self, at: u64, buffer: &mut [u8; 8]) {
+    pub(super) fn word(&self, at: u64) -> u64 {
         assert!(at & 7 == 0 && at < self.len);
         // SAFETY: aligned and mapped.
-        *buffer = unsafe { self.address.add(at as usize).cast::<u64>().read_volatile() }.to_ne_bytes();
+        unsafe { self.address.add(at as usize).cast::<u64>().read_volatile() }
     }
 
     /// A bounds check and `memcpy`.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use vmi::{Driver as _, ErrorKind, Memory as _, PhysAddr, ReadOp, Vmi};
+use vmi::{Driver as _, ErrorKind, Memory as _, PhysAddr, ReadOp, Region, Vmi};
 use vmi_driver_xen::{Options, XenDriver};
 
 use super::{Check, CheckResult};
@@ -14,6 +14,7 @@ use crate::truth;
 pub(super) const CHECKS: &[Check] = &[
     Check::new("memory::held_pages", held_pages),
     Check::new("memory::writes", writes),
+    Check::new("memory::mapped_range", mapped_range),
     Check::new("memory::map_and_holes", map_and_holes),
     Check::new("memory::ways_of_reading", ways_of_reading).limit(300),
     Check::new("memory::dump_core", dump_core).limit(1800).long("xl takes minutes to write cores"),
@@ -65,6 +66,32 @@ fn writes(context: &Context) -> CheckResult {
         let end = PhysAddr::new(held.frames[15] * PAGE + PAGE - 8);
         let word: u64 = vmi.read(end)?;
         vmi.write(end, &word.to_le_bytes())?;
+        Ok(())
+    })
+}
+
+/// A range that is mapped by itself shows what the domain writes, also when nothing else of the domain is mapped any more.
+fn mapped_range(context: &Context) -> CheckResult {
+    each(context, |domain| {
+        let held = truth::held(domain)?;
+        let vmi = open(domain)?;
+        let page = Region::new(PhysAddr::new(held.frames[15] * PAGE), PAGE).context("no page")?;
+        let at = PhysAddr::new(page.start().get() + 8 * 10);
+        let range = vmi.map_range(page)?;
+        let before: u64 = range.read(at)?;
+        ensure!(before == vmi.read::<u64>(at)?);
+        vmi.write(at, &7u64.to_le_bytes())?;
+        ensure!(range.read::<u64>(at)? == 7);
+        ensure!(range.read::<u8>(page.end()).is_err());
+        let end = vmi.machine().memory.end();
+        let outside = Region::new(end, 8).context("memory to the last address")?;
+        let error = vmi.map_range(outside).unwrap_err();
+        ensure!(matches!(error.kind(), ErrorKind::Hole { at } if *at == end), "{error}");
+        drop(vmi);
+        domain.run("domu set 15 10 0x42")?;
+        ensure!(range.read::<u64>(at)? == 0x42);
+        open(domain)?.write(at, &before.to_le_bytes())?;
+        ensure!(range.read::<u64>(at)? == before);
         Ok(())
     })
 }

@@ -87,6 +87,10 @@ fn shown_pages_are_read_and_others_are_holes() {
     for at in [64 * PAGE_SIZE, 64 * PAGE_SIZE - 4, u64::MAX - 3, u64::MAX - 7] {
         assert_eq!(guest.word(at), None, "{at:#x}");
     }
+    assert!(
+        guest.memory.range(Region::new(PhysAddr::new(8 * PAGE_SIZE), 8).unwrap()).is_err(),
+        "what may go is mapped for nobody"
+    );
     guest.window.take_away(&[8..16, 16..24]).unwrap();
     assert_eq!((guest.word(8 * PAGE_SIZE), guest.word(20 * PAGE_SIZE)), (None, None));
     guest.fill(8..9, 7);
