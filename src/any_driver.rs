@@ -178,6 +178,9 @@ mod tests {
         let driver = SyntheticDriver::<X86>::with_arch([(PhysAddr::ZERO, b"frozen".to_vec())]);
         let vmi = Vmi::new(AnyDriver::new(driver));
         assert_eq!(vmi.slice(PhysAddr::ZERO, 6), Some(&b"frozen"[..]));
+        let range = vmi.map_range(Region::new(PhysAddr::new(1), 5).unwrap()).unwrap();
+        drop(vmi);
+        assert_eq!(range.read_vec(PhysAddr::new(1), 5).unwrap(), b"rozen");
     }
 
     #[test]
@@ -194,6 +197,11 @@ mod tests {
         lacks(vmi.registers(VcpuId(0)).map(drop), Capability::Vcpus);
         lacks(vmi.set_registers(VcpuId(0), &Registers::default()), Capability::WriteVcpus);
         lacks(vmi.events().map(drop), Capability::Events);
+        let vmi = Vmi::new(AnyDriver::new(LiveDriver::new(vec![0; 64], None)));
+        assert!(matches!(
+            vmi.map_range(Region::new(PhysAddr::ZERO, 8).unwrap()).unwrap_err().kind(),
+            ErrorKind::Unsupported { capability: Capability::MapRange, .. }
+        ));
         assert_eq!(vmi.driver().vcpu_count(), 0);
     }
 }

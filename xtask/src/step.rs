@@ -25,16 +25,42 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), arguments)
 }
 
+/// Reads the output of a command that says how much passed.
+pub(crate) trait Output: Default {
+    /// Take one line of it.
+    fn line(&mut self, line: &str);
+
+    /// What it has said so far.
+    fn counts(&self) -> Counts;
+
+    /// What it said of each failure, to be said once more at the end of everything.
+    fn failures(&self) -> &[String] {
+        &[]
+    }
+}
+
+/// The last line that has the form of [`Counts`] counts.
+impl Output for Counts {
+    fn line(&mut self, line: &str) {
+        *self = Self::parse(line).unwrap_or(*self);
+    }
+
+    fn counts(&self) -> Counts {
+        *self
+    }
+}
+
 /// The steps of a task: what each one found, and how long it took.
 #[derive(Debug)]
 pub(crate) struct Steps {
     began: Instant,
     done: Vec<(String, Duration, Counts)>,
+    failures: Vec<String>,
 }
 
 impl Steps {
     pub(crate) fn new() -> Self {
-        Self { began: Instant::now(), done: Vec::new() }
+        Self { began: Instant::now(), done: Vec::new(), failures: Vec::new() }
     }
 
     /// Run a command as one check, which passes if the command does.
@@ -42,23 +68,19 @@ impl Steps {
         self.step(name, command, |command| Counts::one(command.status().is_ok_and(|status| status.success())))
     }
 
-    /// Run a command whose output says how much passed: `each` sees every line, `counts` tells the result at the end.
-    pub(crate) fn run_counted<S: Default>(
-        &mut self,
-        name: &str,
-        command: &mut Command,
-        each: impl Fn(&mut S, &str),
-        counts: impl Fn(&S) -> Counts,
-    ) -> bool {
-        self.step(name, command, |command| {
-            let mut state = S::default();
-            let success = lines(command, |line| each(&mut state, line)).unwrap_or(false);
-            let mut found = counts(&state);
+    /// Run a command whose output says how much passed.
+    pub(crate) fn run_counted<O: Output>(&mut self, name: &str, command: &mut Command) -> bool {
+        let mut output = O::default();
+        let passed = self.step(name, command, |command| {
+            let success = lines(command, |line| output.line(line)).unwrap_or(false);
+            let mut found = output.counts();
             if !success && found.failed == 0 {
                 found.failed = 1; // it did not come as far as counting
             }
             found
-        })
+        });
+        self.failures.extend(output.failures().iter().cloned());
+        passed
     }
 
     /// Note a check that could not be made here.
@@ -77,9 +99,10 @@ impl Steps {
         counts.failed == 0
     }
 
-    /// Print what each step found, and the sum; true if nothing failed.
+    /// Print once more what failed, then what each step found, and the sum; true if nothing failed.
     pub(crate) fn summary(&self) -> bool {
         let mut sum = Counts::default();
+        self.failures.iter().for_each(|failure| println!("\n{}", failure.trim_end()));
         println!();
         for (name, took, counts) in &self.done {
             println!("{name:<16} {:>8}  {counts}", seconds(*took));

@@ -136,8 +136,7 @@ fn capi_tests(steps: &mut Steps, arguments: &[&str]) {
     if machine.join("truth.json").exists() {
         tests.env("VMI_NT_MACHINE", &machine);
     }
-    let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
-    steps.run_counted("capi", &mut tests, last_count, |counts| *counts);
+    steps.run_counted::<Counts>("capi", &mut tests);
 }
 
 /// The C library alone.
@@ -154,9 +153,8 @@ pub(crate) fn test() -> Outcome {
     prerequisites::lab()?;
     prerequisites::rust()?;
     let mut steps = Steps::new();
-    let last_count = |counts: &mut Counts, line: &str| *counts = Counts::parse(line).unwrap_or(*counts);
-    steps.run_counted("lab", &mut lab_command(&[]), last_count, |counts| *counts);
-    steps.run_counted("live", &mut live_command(), last_count, |counts| *counts);
+    steps.run_counted::<Counts>("lab", &mut lab_command(&[]));
+    steps.run_counted::<Counts>("live", &mut live_command());
     let features = features(&mut steps);
     let compilers = prerequisites::compilers();
     // One build with every feature that can be built here; each build more compiles all that stands above the feature once more.
@@ -175,9 +173,9 @@ pub(crate) fn test() -> Outcome {
     if let Err(missing) = compilers {
         steps.skip("kernels compiled as PE files", &missing);
     }
-    steps.run_counted("test", &mut tests, TestOutput::line, TestOutput::counts);
+    steps.run_counted::<TestOutput>("test", &mut tests);
     if features.contains("libvirt") {
-        steps.run_counted("libvirt", cargo(&libvirt).env("VMI_LAB_LIVE", "1"), TestOutput::line, TestOutput::counts);
+        steps.run_counted::<TestOutput>("libvirt", cargo(&libvirt).env("VMI_LAB_LIVE", "1"));
     }
     // interleavings of the translation cache's readers and writers, of reading and unmapping in a window, and of the two sides of Xen's ring; in a directory of
     // its own, for its flags rebuild everything
@@ -186,7 +184,7 @@ pub(crate) fn test() -> Outcome {
     {
         let arguments = ["test", "--package", package, "--release", "--lib", "--target-dir", "target/loom", "--"];
         let mut tests = cargo(&[&arguments[..], tests].concat());
-        steps.run_counted(name, tests.env("RUSTFLAGS", "--cfg loom"), TestOutput::line, TestOutput::counts);
+        steps.run_counted::<TestOutput>(name, tests.env("RUSTFLAGS", "--cfg loom"));
     }
     python_tests(&mut steps);
     capi_tests(&mut steps, &[]);

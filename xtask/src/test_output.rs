@@ -1,6 +1,10 @@
 //! Reads the output of `cargo test -- --show-output`.
 
 use crate::report::{Counts, before};
+use crate::step::Output;
+
+/// Lines of a failed test's output that are kept, the last ones.
+const LINES: usize = 60;
 
 /// Counts tests from the lines of libtest's output.
 ///
@@ -15,11 +19,20 @@ pub(crate) struct TestOutput {
     successes: bool,
     /// Tests libtest counts as passed that were skipped, of the binary at hand.
     not_passed: usize,
+    /// The lines of the failed test whose section this is.
+    failed: Vec<String>,
+    failures: Vec<String>,
 }
 
-impl TestOutput {
-    /// Take one line of the output.
-    pub(crate) fn line(&mut self, line: &str) {
+impl Output for TestOutput {
+    fn line(&mut self, line: &str) {
+        let begins = line.starts_with("---- ") && line.ends_with(" stdout ----");
+        if begins || line == "failures:" || line.starts_with("test result: ") {
+            self.end_of_section();
+        }
+        if (begins && !self.successes) || !self.failed.is_empty() {
+            self.failed.push(line.to_owned());
+        }
         if let Some(result) = line.strip_prefix("test result: ") {
             let count = |word| before(result, word).unwrap_or(0);
             self.counts.add(Counts {
@@ -30,7 +43,7 @@ impl TestOutput {
             (self.successes, self.unskipped, self.not_passed) = (false, false, 0);
         } else if line == "successes:" || line == "failures:" {
             self.successes = line == "successes:";
-        } else if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+        } else if begins {
             self.unskipped = self.successes;
         } else if line.starts_with("skipped: ") {
             self.counts.add(Counts::skip());
@@ -40,8 +53,22 @@ impl TestOutput {
     }
 
     /// The counts of all binaries so far.
-    pub(crate) fn counts(&self) -> Counts {
+    fn counts(&self) -> Counts {
         self.counts
+    }
+
+    fn failures(&self) -> &[String] {
+        &self.failures
+    }
+}
+
+impl TestOutput {
+    fn end_of_section(&mut self) {
+        let lines = std::mem::take(&mut self.failed);
+        if let Some((first, rest)) = lines.split_first() {
+            let rest = rest.get(rest.len().saturating_sub(LINES)..).unwrap_or_default();
+            self.failures.push(format!("{first}\n{}", rest.join("\n")));
+        }
     }
 }
 
@@ -81,5 +108,6 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 ";
         text.lines().for_each(|line| output.line(line));
         assert_eq!(output.counts(), Counts { passed: 3, failed: 1, skipped: 4 });
+        assert_eq!(output.failures(), ["---- c stdout ----\nskipped: half of it\n"]);
     }
 }

@@ -86,7 +86,7 @@ fn checks(steps: &mut Steps, emulator: Emulator, names: &[&str]) -> bool {
     {
         run.env("XEN_LAB_DEVICE_MODEL", "1").env("XEN_LAB_FILES", files);
     }
-    steps.run_counted(name, &mut run, TestOutput::line, TestOutput::counts)
+    steps.run_counted::<TestOutput>(name, &mut run)
 }
 
 /// The checks that Bochs is for, or those of `names`. That the former passed is noted.
