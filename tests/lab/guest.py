@@ -263,6 +263,14 @@ class Guest:
         def save(name, line):
             (self.truth / name).write_bytes(self.eval(line))
 
+        if "lab.tidy" in self.append.split():
+            # Fill what is free with zeros, so that the image compresses. Before anything is noted: the kernel moves pages to make room.
+            self.eval("free=$(grep MemAvailable /proc/meminfo | tr -dc 0-9); mount -t tmpfs -o"
+                      " size=$((free - 10240))k fill /mnt; cat /dev/zero > /mnt/zero 2>/dev/null;"
+                      " umount /mnt; echo 3 > /proc/sys/vm/drop_caches")
+            if b"Out of memory" in self.eval("dmesg"):
+                raise GuestDied("filling its free memory has ended one of its processes")
+
         btf = self.kdir / "vmlinux.btf.gz"  # the same at every boot, and slow to get out
         if not btf.exists():
             part = btf.with_name(f"btf.{os.getpid()}")
@@ -291,11 +299,6 @@ class Guest:
             save(f"tasks.{name}", f"tail -n +1 /proc/[0-9]*/{name}")
         save("tasks.status", 'grep -H "" /proc/[0-9]*/status')
         save("tasks.links", "ls -ld /proc/[0-9]*/exe /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/ns/* /proc/[0-9]*/fd/*")
-        if "lab.tidy" in self.append.split():
-            # fill what is free with zeros, so that the image compresses
-            self.eval("free=$(grep MemAvailable /proc/meminfo | tr -dc 0-9); mount -t tmpfs -o"
-                      " size=$((free - 6144))k fill /mnt; cat /dev/zero > /mnt/zero 2>/dev/null;"
-                      " umount /mnt; echo 3 > /proc/sys/vm/drop_caches")
         # last and without a fork: nothing that is listed here goes away before the image is taken
         save("tasks.comm", LIST_NAMES)
         save("tasks.stat", LIST_TASKS)
