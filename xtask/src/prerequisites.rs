@@ -49,6 +49,7 @@ const COMPILERS: &[(&str, &str)] = &[("clang", "clang"), ("lld-link", "lld"), ("
 const CAPI: &[(&str, &str)] = &[
     ("clang", "clang"),
     ("clang++", "clang"),
+    ("/usr/share/doc/libclang-rt-*", "libclang-rt-dev"),
     ("g++", "g++"),
     ("valgrind", "valgrind"),
     ("pkg-config", "pkgconf"),
