@@ -67,9 +67,9 @@ impl Memory for MappedRange {
     }
 
     fn next_present(&self, at: PhysAddr) -> Option<PhysAddr> {
-        let regions = &self.0.shared.regions;
-        let behind = regions.iter().find(|region| region.start.saturating_add(region.len) > at.get())?;
-        Some(PhysAddr::new(behind.start.max(at.get())))
+        // All of it is there: what is absent is before it or behind it.
+        let start = self.0.shared.regions.first()?.start;
+        (at.get() < start).then_some(PhysAddr::new(start))
     }
 
     fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {
