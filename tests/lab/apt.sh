@@ -41,14 +41,26 @@ apt_setup() { # suite arch: sets $conf, updating the private lists once a day
     fi
 }
 
-unpack() { # package directory: also lists the package in packages, and its sources in sources
-    local deb
-    deb=$(APT_CONFIG=$conf apt-get -qq --print-uris download "$1" | awk '{print $2}')
-    (cd "$cache/debs" && APT_CONFIG=$conf apt-get -qq download "$1")
-    deb=$cache/debs/$deb
-    mkdir -p "$2"
-    dpkg-deb -x "$deb" "$2"
-    dpkg-deb -W --showformat='${Package} ${Version}\t${source:Package} ${source:Version}\t${Built-Using}\n' "$deb" >> "$2/sources"
-    basename "$deb" >> "$2/packages"
-    rm "$deb"
+download() { # package...: into $cache/debs; prints the names of the files
+    local names
+    if names=$(APT_CONFIG=$conf apt-get -qq --print-uris download "$@" | awk '{print $2}') &&
+        (cd "$cache/debs" && APT_CONFIG=$conf apt-get -qq download "$@") >&2; then
+        echo "$names"
+    else
+        rm -f "${conf%/*}/updated" # the mirror may have moved on: the lists are read anew the next time
+        return 1
+    fi
+}
+
+unpack() { # directory package...: also lists the packages in packages, and their sources in sources
+    local directory=$1 names deb
+    shift
+    names=$(download "$@")
+    mkdir -p "$directory"
+    for deb in $names; do
+        dpkg-deb -x "$cache/debs/$deb" "$directory"
+        dpkg-deb -W --showformat='${Package} ${Version}\t${source:Package} ${source:Version}\t${Built-Using}\n' "$cache/debs/$deb" >> "$directory/sources"
+        echo "$deb" >> "$directory/packages"
+        rm "$cache/debs/$deb"
+    done
 }

@@ -7,8 +7,6 @@ set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 cache=${VMI_LAB_CACHE:-$HOME/.cache/vmi-lab}
 . "$here/apt.sh"
-# after any failure the package lists are read anew: the mirror may have moved on
-trap '[ $? = 0 ] || rm -f "$cache"/apt/*/updated' EXIT
 
 closure() { # package: it, and those of the packages into which newer releases split it that the mirror still has
     echo "$1"
@@ -25,9 +23,10 @@ fetch() { # name arch suite pattern
         [ "$image" ] || { echo "$name: the mirror has no package $4 of suite $3" >&2; exit 1; }
         packages=$(closure "$image")
         # shellcheck disable=SC2086
-        if (cd "$cache/debs" && APT_CONFIG=$conf apt-get -qq download $packages); then break; fi
+        if download $packages > /dev/null; then break; fi
     done
-    for p in $packages; do unpack "$p" "$dir.part"; done
+    # shellcheck disable=SC2086
+    unpack "$dir.part" $packages
     echo "$image" > "$dir.part/image"
     echo "$arch" > "$dir.part/arch"
     p=${image#linux-image-}
@@ -57,7 +56,7 @@ for name; do
     if [ "$dbg" ] && [ ! -e "$dir/dbg" ]; then
         apt_setup "$suite" "$arch"
         rm -rf "$dir/dbg.part"
-        unpack "$(cat "$dir/image")-dbg" "$dir/dbg.part"
+        unpack "$dir/dbg.part" "$(cat "$dir/image")-dbg"
         mv "$dir/dbg.part" "$dir/dbg"
     fi
     printf '%-16s %-28s %s\n' "$name" "$(cat "$dir/release")" \
@@ -66,6 +65,6 @@ for name; do
     if [ ! -e "$cache/busybox/$arch/packages" ]; then
         apt_setup bookworm "$arch"
         rm -rf "$cache/busybox/$arch"
-        unpack busybox-static "$cache/busybox/$arch"
+        unpack "$cache/busybox/$arch" busybox-static
     fi
 done

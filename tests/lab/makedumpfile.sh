@@ -7,11 +7,9 @@ cache=${VMI_LAB_CACHE:-$HOME/.cache/vmi-lab}
 dir=$cache/makedumpfile
 if [ ! -x "$dir/makedumpfile" ]; then
     . "$here/apt.sh"
-    # after any failure the package lists are read anew: the mirror may have moved on
-    trap '[ $? = 0 ] || rm -f "$cache"/apt/*/updated' EXIT
     apt_setup trixie amd64
     rm -rf "$dir" "$dir.part"
-    for package in makedumpfile libc6 libdw1t64 libelf1t64 libzstd1 liblzo2-2 zlib1g libbz2-1.0 liblzma5; do unpack "$package" "$dir.part" >&2; done
+    unpack "$dir.part" makedumpfile libc6 libdw1t64 libelf1t64 libzstd1 liblzo2-2 zlib1g libbz2-1.0 liblzma5
     cat > "$dir.part/makedumpfile" <<-'EOF'
 	#!/bin/sh
 	here=$(dirname "$(readlink -f "$0")")

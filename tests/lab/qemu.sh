@@ -8,11 +8,9 @@ cache=${VMI_LAB_CACHE:-$HOME/.cache/vmi-lab}
 dir=$cache/qemu/10.0
 if [ ! -x "$dir/qemu" ]; then
     . "$here/apt.sh"
-    # after any failure the package lists are read anew: the mirror may have moved on
-    trap '[ $? = 0 ] || rm -f "$cache"/apt/*/updated' EXIT
     apt_setup bookworm-backports amd64
     rm -rf "$dir" "$dir.part"
-    for package in qemu-system-x86 qemu-system-common qemu-system-data; do unpack "$package" "$dir.part" >&2; done
+    unpack "$dir.part" qemu-system-x86 qemu-system-common qemu-system-data
     cat > "$dir.part/qemu" <<-'EOF'
 	#!/bin/sh
 	here=$(dirname "$(readlink -f "$0")")

@@ -7,11 +7,9 @@ cache=${VMI_LAB_CACHE:-$HOME/.cache/vmi-lab}
 dir=$cache/wine
 if [ ! -d "$dir" ]; then
     . "$here/apt.sh"
-    # after any failure the package lists are read anew: the mirror may have moved on
-    trap '[ $? = 0 ] || rm -f "$cache"/apt/*/updated' EXIT
     apt_setup bookworm amd64
     rm -rf "$dir.part"
-    unpack libwine "$dir.part" >&2
+    unpack "$dir.part" libwine
     mv "$dir.part" "$dir"
 fi
 echo "$dir/usr/lib/x86_64-linux-gnu/wine/x86_64-windows"

@@ -58,8 +58,7 @@ pub(crate) fn many_times(guest: &LiveGuest) {
     said.lines().filter(|line| line.starts_with("    ")).for_each(|line| println!("{line}"));
     assert!(test.status.success(), "{said}{}", String::from_utf8_lossy(&test.stderr));
     assert!(guest.qmp2().is_running());
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(guest.report().ticks > before.ticks);
+    guest.wait_for_report(|report| report.ticks > before.ticks);
 }
 
 /// The variable that names the guest for [`nothing_is_left_open`].
@@ -152,7 +151,7 @@ pub(crate) fn snapshot(guest: &LiveGuest) {
     drop(outer);
     check(&frozen);
     let ticks: u64 = frozen.read(PhysAddr::new(guest.actor().physical)).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    guest.wait_for_report(|report| report.ticks > ticks);
     assert_eq!(frozen.read::<u64>(PhysAddr::new(guest.actor().physical)).unwrap(), ticks);
     let again = vmi.snapshot_again(frozen).unwrap();
     assert!(again.read::<u64>(PhysAddr::new(guest.actor().physical)).unwrap() > ticks);

@@ -52,7 +52,8 @@ pub(crate) fn of_tools(guest: &LiveGuest) {
         }
         let before = guest.report().ticks;
         std::thread::sleep(Duration::from_millis(300));
-        assert!(guest.qmp2().is_running() && guest.report().ticks > before, "after SIG{signal}");
+        assert!(guest.qmp2().is_running(), "after SIG{signal}");
+        guest.wait_for_report(|report| report.ticks > before);
         let vmi = open(guest, &Options::new());
         let linux = Linux::attach(&vmi).unwrap();
         assert_eq!(linux.kernel_space().read_vec(at, 16).unwrap(), code);

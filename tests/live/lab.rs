@@ -38,8 +38,7 @@ pub(crate) fn pause(guest: &LiveGuest) {
     let (after, elapsed) = (guest.report(), began.elapsed());
     let guest_elapsed = after.clock - before.clock;
     assert!(guest_elapsed + PAUSE < elapsed + Duration::from_millis(200), "{guest_elapsed:?} of {elapsed:?}");
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(guest.report().ticks > after.ticks, "{after:?}");
+    guest.wait_for_report(|report| report.ticks > after.ticks);
 }
 
 /// The actor makes as many calls as it is told, on each vCPU.

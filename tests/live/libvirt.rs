@@ -62,8 +62,6 @@ mod library {
 
     const PATIENCE: Duration = Duration::from_secs(60);
     const SOON: Duration = Duration::from_millis(200);
-    /// How QEMU calls the stub that is open.
-    const STUB: &str = r#""label":"gdb""#;
     /// Set where the test below only lists, in a process whose libvirt is that of the test.
     const LIST: &str = "VMI_LIVE_LIST";
     /// A target, in a process that holds its stub until it is killed.
@@ -149,8 +147,7 @@ mod library {
         }
         let value = domain.report().inbox ^ 0x0102_0304_0506_0708;
         vmi.write(PhysAddr::new(actor.physical + 8), &value.to_le_bytes()).unwrap();
-        thread::sleep(Duration::from_millis(50));
-        assert_eq!(domain.report().inbox, value);
+        domain.wait_for_report(|report| report.inbox == value);
     }
 
     /// libvirt knows that the domain is paused, and that it runs again.
@@ -164,7 +161,7 @@ mod library {
         assert_eq!(ticks(), before);
         drop(outer);
         assert_eq!(state(), "running");
-        assert!(domain.report().ticks > before);
+        domain.wait_for_report(|report| report.ticks > before);
     }
 
     /// A breakpoint fires for each call, by a stub that is opened through libvirt.
@@ -172,7 +169,7 @@ mod library {
         let linux = Linux::attach(vmi).unwrap();
         let at = linux.symbols().address("__x64_sys_personality").unwrap();
         let mut events = vmi.events().unwrap_or_else(|error| panic!("{error}"));
-        assert!(devices(host, domain).contains(STUB));
+        assert!(stub(host, domain).is_some());
         events.set(Trap::breakpoint(at)).unwrap();
         thread::scope(|scope| {
             let shell = scope.spawn(|| domain.sh_within("actor call personality 5", PATIENCE));
@@ -188,18 +185,20 @@ mod library {
         });
     }
 
-    fn devices(host: &Libvirt, domain: &Domain) -> String {
-        virsh(host, &["qemu-monitor-command", domain.name(), r#"{"execute":"query-chardev"}"#])
+    /// What QEMU says of the stub that is open: `unix:PATH,server=on`, with `disconnected:` before it while nobody is connected.
+    fn stub(host: &Libvirt, domain: &Domain) -> Option<String> {
+        let said = virsh(host, &["qemu-monitor-command", domain.name(), r#"{"execute":"query-chardev"}"#]);
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let device = said["return"].as_array().unwrap().iter().find(|device| device["label"] == "gdb")?;
+        Some(device["filename"].as_str().unwrap().to_owned())
     }
 
     /// No stub is open any more, and the guest runs.
     fn nothing_left(host: &Libvirt, domain: &Domain) {
-        let devices = devices(host, domain);
-        assert!(!devices.contains(STUB), "{devices}");
+        assert_eq!(stub(host, domain), None);
         assert_eq!(virsh(host, &["domstate", domain.name()]), "running");
         let before = domain.report().ticks;
-        thread::sleep(Duration::from_millis(100));
-        assert!(domain.report().ticks > before);
+        domain.wait_for_report(|report| report.ticks > before);
         let left = std::fs::read_dir(std::env::temp_dir()).unwrap().map(|entry| entry.unwrap().file_name());
         let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with("vmi-gdb-")).collect();
         assert!(left.is_empty(), "{left:?}");
@@ -219,9 +218,13 @@ mod library {
         assert!(error.contains("another process"), "{error}");
         holder.kill().unwrap();
         holder.wait().unwrap();
-        // The guardian says its last words.
-        thread::sleep(Duration::from_millis(500));
-        assert!(devices(host, domain).contains(STUB));
+        // The guardian has the connection until it has said its last words.
+        let began = Instant::now();
+        while let stub = stub(host, domain).expect("a stub stays open")
+            && !stub.starts_with("disconnected:")
+        {
+            assert!(began.elapsed() < PATIENCE, "{stub}");
+        }
         assert_eq!(virsh(host, &["domstate", domain.name()]), "running");
         drop(vmi.events().unwrap_or_else(|error| panic!("{error}")));
         drop(vmi);

@@ -82,8 +82,7 @@ pub(crate) fn road(guest: &LiveGuest) {
     same_memory(guest, &vmi);
     let (actor, value) = (guest.actor(), guest.report().inbox ^ 0x0f0f_1234_5678_9abc);
     vmi.write(PhysAddr::new(actor.physical + 8), &value.to_le_bytes()).unwrap();
-    thread::sleep(Duration::from_millis(50));
-    assert_eq!(guest.report().inbox, value);
+    guest.wait_for_report(|report| report.inbox == value);
     assert!(vmi.read::<u8>(PhysAddr::new(1 << 45)).unwrap_err().is_absent());
 
     die.store(true, Ordering::Release);

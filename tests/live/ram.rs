@@ -72,6 +72,5 @@ pub(crate) fn inbox(guest: &LiveGuest) {
     let actor = guest.actor();
     let value = guest.report().inbox ^ 0x0123_4567_89ab_cdef;
     process_memory(guest, true).write_all_at(&value.to_le_bytes(), guest.qmp2().host_address(actor.physical) + 8).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(guest.report().inbox, value);
+    guest.wait_for_report(|report| report.inbox == value);
 }

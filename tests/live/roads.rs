@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmi::kvm::{Options, QemuDriver, Road};
 use vmi::linux::Linux;
 use vmi::x86::X86;
-use vmi::{Driver, Memory, PhysAddr, Vmi};
+use vmi::{Driver, ErrorKind, Memory, PhysAddr, Region, Vmi};
 
 use crate::harness::{Inside, LiveGuest};
 
@@ -92,9 +92,26 @@ fn road(guest: &LiveGuest, road: Road) {
     let actor = guest.actor();
     let value = guest.report().inbox.wrapping_mul(3) ^ 0x1122_3344_5566_7788;
     vmi.write(PhysAddr::new(actor.physical + 8), &value.to_le_bytes()).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(guest.report().inbox, value);
+    guest.wait_for_report(|report| report.inbox == value);
     assert!(vmi.read::<u8>(PhysAddr::new(1 << 45)).unwrap_err().is_absent());
+    stays_mapped(guest, vmi, road);
+}
+
+/// A page that is mapped by itself shows what the guest writes, also when the handle is gone; a road without a mapping says so.
+fn stays_mapped(guest: &LiveGuest, vmi: Vmi<QemuDriver>, road: Road) {
+    let at = |offset| PhysAddr::new(guest.actor().physical + offset);
+    let page = vmi.map_range(Region::new(at(0), 4096).unwrap());
+    if road != Road::Shared {
+        let error = page.unwrap_err();
+        return assert!(matches!(error.kind(), ErrorKind::Unsupported { .. }), "{error}");
+    }
+    let page = page.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(page.read_vec(at(24), 4072).unwrap(), vmi.read_vec(at(24), 4072).unwrap());
+    drop(vmi);
+    let ticks: u64 = page.read(at(0)).unwrap();
+    guest.wait_for_report(|report| report.ticks > ticks);
+    assert!(page.read::<u64>(at(0)).unwrap() > ticks);
+    assert!(page.read::<u64>(at(4096)).unwrap_err().is_absent());
 }
 
 /// Shared RAM, mapped; where the guest's is private, the error says so.

@@ -72,8 +72,7 @@ pub(crate) fn examples(guest: &LiveGuest) {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--yes"), "{refused:?}");
     assert_ne!(guest.report().inbox, 0x1234_5678);
     rows("written", "write-memory", &[&inbox[..], &["--yes"]].concat());
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    assert_eq!(guest.report().inbox, 0x1234_5678);
+    guest.wait_for_report(|report| report.inbox == 0x1234_5678);
     let refused = run("process-list", &["--road", "pmemaccess", target]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("patch"), "{refused:?}");
 }

@@ -67,7 +67,8 @@ mod linux {
     impl Bare {
         #[inline(always)]
         fn word(&self, at: u64) -> u64 {
-            assert!(at & 7 == 0 && at < self.len);
+            assert!(at & 7 == 0);
+            assert!(at < self.len);
             // SAFETY: aligned and within the mapping.
             unsafe { self.base.add(at as usize).cast::<u64>().read_volatile() }
         }
@@ -102,24 +103,30 @@ mod linux {
         best
     }
 
-    /// Reads a word at each place and adds them up, some times. Each contender has a loop of its own, in which its read is inlined.
-    fn each(places: &[u64], rounds: usize, read: impl Fn(u64) -> u64) -> impl FnMut() {
-        move || {
-            for _ in 0..rounds {
-                black_box(places.iter().fold(0u64, |sum, at| sum.wrapping_add(read(*at))));
-            }
-        }
+    /// Reads a word at each place and adds them up. Each contender has a loop of its own, in which its read is inlined.
+    #[inline(never)]
+    fn sum<M>(memory: &M, places: &[u64], read: impl Fn(&M, u64) -> u64) -> u64 {
+        places.iter().fold(0u64, |sum, at| sum.wrapping_add(read(memory, *at)))
+    }
+
+    /// Adds the words up, some times.
+    fn each<M>(memory: &M, places: &[u64], rounds: usize, read: impl Fn(&M, u64) -> u64 + Copy) -> impl FnMut() {
+        move || (0..rounds).for_each(|_| _ = black_box(sum(memory, places, read)))
     }
 
     /// Reads words of which each holds the address of the next.
-    fn chase(start: u64, steps: usize, read: impl Fn(u64) -> u64) -> impl FnMut() {
-        move || {
-            let mut at = start;
-            for _ in 0..steps {
-                at = read(at);
-            }
-            black_box(at);
-        }
+    #[inline(never)]
+    fn last<M>(memory: &M, start: u64, steps: usize, read: impl Fn(&M, u64) -> u64) -> u64 {
+        (0..steps).fold(start, |at, _| read(memory, at))
+    }
+
+    fn chase<M>(memory: &M, start: u64, steps: usize, read: impl Fn(&M, u64) -> u64 + Copy) -> impl FnMut() {
+        move || _ = black_box(last(memory, start, steps, read))
+    }
+
+    #[inline(always)]
+    fn word<M: Memory<Addr = PhysAddr>>(memory: &M, at: u64) -> u64 {
+        memory.read(PhysAddr::new(at)).unwrap()
     }
 
     fn row(what: &str, [bare, range, mapped, window]: [f64; 4]) {
@@ -168,23 +175,19 @@ mod linux {
         let (bare, range, mapped, shown) = (black_box(&bare), black_box(&range), black_box(&mapped), black_box(&shown));
 
         println!("{:34} {:>9} {:>17} {:>17} {:>17}", "nanoseconds a read", "bare", "range", "all mapped", "window");
-        let by_hand = |at| bare.word(at);
-        let by_range = |at| range.read::<u64>(PhysAddr::new(at)).unwrap();
-        let by_mapping = |at| mapped.read::<u64>(PhysAddr::new(at)).unwrap();
-        let by_window = |at| shown.read::<u64>(PhysAddr::new(at)).unwrap();
         let words: Vec<u64> = (0..1000).map(|_| 0x5008).collect();
         let scattered: Vec<u64> = (0..100_000).map(|_| (next() % LEN as u64) & !7).collect();
         for (what, places, rounds) in [("8 bytes, hot", &words, 300), ("8 bytes, random in 256 MiB", &scattered, 1)] {
-            let (mut hand, mut part) = (each(places, rounds, by_hand), each(places, rounds, by_range));
-            let (mut whole, mut window) = (each(places, rounds, by_mapping), each(places, rounds, by_window));
-            row(what, race(rounds * places.len(), [&mut hand, &mut part, &mut whole, &mut window]));
+            let (mut by_hand, mut by_range) = (each(bare, places, rounds, Bare::word), each(range, places, rounds, word));
+            let (mut by_mapping, mut by_window) = (each(mapped, places, rounds, word), each(shown, places, rounds, word));
+            row(what, race(rounds * places.len(), [&mut by_hand, &mut by_range, &mut by_mapping, &mut by_window]));
         }
         for (what, start, steps) in
             [("8 bytes, each names the next, hot", circle[0], 200_000), ("8 bytes, each names the next", order[0], 50_000)]
         {
-            let (mut hand, mut part) = (chase(start, steps, by_hand), chase(start, steps, by_range));
-            let (mut whole, mut window) = (chase(start, steps, by_mapping), chase(start, steps, by_window));
-            row(what, race(steps, [&mut hand, &mut part, &mut whole, &mut window]));
+            let (mut by_hand, mut by_range) = (chase(bare, start, steps, Bare::word), chase(range, start, steps, word));
+            let (mut by_mapping, mut by_window) = (chase(mapped, start, steps, word), chase(shown, start, steps, word));
+            row(what, race(steps, [&mut by_hand, &mut by_range, &mut by_mapping, &mut by_window]));
         }
         let mut buffer = vec![0u8; (1 << 20) + 4096];
         let skip = buffer.as_ptr().align_offset(4096);

@@ -14,18 +14,15 @@ built=$xen/device-model-$version-$stamp
 exec 9> "$xen/lock"
 flock 9
 [ ! -d "$built" ] || { touch "$built"; echo "$built"; exit; }
-# after any failure the package lists are read anew: the mirror may have moved on
-trap '[ $? = 0 ] || rm -f "$cache"/apt/*/updated' EXIT
 
 work=$(mktemp -d "$xen/tmp.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 apt_setup "$suite" amd64
-for package in $(APT_CONFIG=$conf apt-cache depends --recurse --important qemu-system-xen | grep -oE '^[a-z0-9][^ ]*' | sort -u); do
-    case $package in
-    gcc-*-base | ipxe-qemu | iso-codes | *-bin) ;; # no libraries
-    *) unpack "$package" "$work/packages" >&2 ;;
-    esac
-done
+# without packages that have no libraries
+packages=$(APT_CONFIG=$conf apt-cache depends --recurse --important qemu-system-xen | grep -oE '^[a-z0-9][^ ]*' | sort -u |
+    grep -vxE 'gcc-.*-base|ipxe-qemu|iso-codes|.*-bin')
+# shellcheck disable=SC2086
+unpack "$work/packages" $packages
 for merged in bin lib lib64; do [ -e "$work/packages/$merged" ] || ln -s "usr/$merged" "$work/packages/$merged"; done
 root=$work/packages
 libraries=$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu

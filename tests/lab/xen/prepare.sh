@@ -20,19 +20,15 @@ built=$xen/built-$version-$stamp
 exec 9> "$xen/lock"
 flock 9
 [ ! -d "$built" ] || { touch "$built"; echo "$built"; exit; }
-# after any failure the package lists are read anew: the mirror may have moved on
-trap '[ $? = 0 ] || rm -f "$cache"/apt/*/updated' EXIT
 
 root=$xen/packages-$version
 if [ ! -d "$root" ]; then
     apt_setup "$suite" amd64
     kernel() { APT_CONFIG=$conf apt-cache depends "$1" | awk '$1 == "Depends:" { print $2; exit }'; }
     rm -rf "$root.part"
-    for package in "xen-hypervisor-$version-amd64" "xen-utils-$version" xen-utils-common xenstore-utils "libxenmisc$version" libxencall1 libxendevicemodel1 \
+    unpack "$root.part" "xen-hypervisor-$version-amd64" "xen-utils-$version" xen-utils-common xenstore-utils "libxenmisc$version" libxencall1 libxendevicemodel1 \
         libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 libuuid1 libzstd1 \
-        liblzma5 zlib1g libgcc-s1 libc6 busybox-static "$(kernel linux-image-amd64)" "$(kernel linux-image-cloud-amd64)"; do
-        unpack "$package" "$root.part" >&2
-    done
+        liblzma5 zlib1g libgcc-s1 libc6 busybox-static "$(kernel linux-image-amd64)" "$(kernel linux-image-cloud-amd64)"
     # Since trixie packages have these below /usr only.
     for merged in bin lib lib64; do [ -e "$root.part/$merged" ] || ln -s "usr/$merged" "$root.part/$merged"; done
     # of hundreds of megabytes of modules, a few

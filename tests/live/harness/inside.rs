@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -109,5 +109,18 @@ impl Inside {
         };
         let clock = Duration::from_nanos(number("clock"));
         Report { ticks: number("ticks"), inbox: number("inbox"), ordered: number("ordered"), clock }
+    }
+
+    /// Waits until the actor has seen that. It looks every 5 ms of the guest's time, and a guest may get little of the host's.
+    ///
+    /// # Panics
+    /// If it never sees it.
+    pub(crate) fn wait_for_report(&self, seen: impl Fn(&Report) -> bool) {
+        let began = Instant::now();
+        while let report = self.report()
+            && !seen(&report)
+        {
+            assert!(began.elapsed() < PATIENCE, "{report:?}");
+        }
     }
 }

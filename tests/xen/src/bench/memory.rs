@@ -38,26 +38,28 @@ fn row(what: &str, [bare, range, all, window]: [f64; 4]) {
 }
 
 #[inline(always)]
-fn word(memory: &impl Memory<Addr = PhysAddr>, at: u64) -> u64 {
+fn word<M: Memory<Addr = PhysAddr>>(memory: &M, at: u64) -> u64 {
     memory.read(PhysAddr::new(at)).unwrap()
 }
 
 /// Reads a word at each place and adds them up. Each contender has a loop of its own, in which its read is inlined.
-fn words(places: &[u64], read: impl Fn(u64) -> u64) -> impl FnMut() {
-    move || {
-        black_box(places.iter().fold(0u64, |sum, at| sum.wrapping_add(read(*at))));
-    }
+#[inline(never)]
+fn sum<M>(memory: &M, places: &[u64], read: impl Fn(&M, u64) -> u64) -> u64 {
+    places.iter().fold(0u64, |sum, at| sum.wrapping_add(read(memory, *at)))
+}
+
+fn words<M>(memory: &M, places: &[u64], read: impl Fn(&M, u64) -> u64 + Copy) -> impl FnMut() {
+    move || _ = black_box(sum(memory, places, read))
 }
 
 /// Reads a word so many times, each at an address that depends on what was read before (and is the same).
-fn chain(at: u64, steps: usize, read: impl Fn(u64) -> u64) -> impl FnMut() {
-    move || {
-        let (mut value, nothing) = (0, black_box(0));
-        for _ in 0..steps {
-            value = read(at.wrapping_add(value & nothing));
-        }
-        black_box(value);
-    }
+#[inline(never)]
+fn last<M>(memory: &M, at: u64, steps: usize, nothing: u64, read: impl Fn(&M, u64) -> u64) -> u64 {
+    (0..steps).fold(0, |value, _| read(memory, at.wrapping_add(value & nothing)))
+}
+
+fn chain<M>(memory: &M, at: u64, steps: usize, read: impl Fn(&M, u64) -> u64 + Copy) -> impl FnMut() {
+    move || _ = black_box(last(memory, at, steps, black_box(0), read))
 }
 
 pub(super) fn run(domain: &Domain) -> Result<()> {
@@ -95,14 +97,14 @@ pub(super) fn run(domain: &Domain) -> Result<()> {
     let hot = vec![0x5008u64; 5000];
     let scattered: Vec<u64> = (0..20_000).map(|_| below(len) & !7).collect();
     for (what, places) in [("8 bytes, hot", &hot), ("8 bytes, random", &scattered)] {
-        let (mut hand, mut part) = (words(places, |at| bare.word(at)), words(places, |at| word(&range, at)));
-        let (mut whole, mut default) = (words(places, |at| word(&all, at)), words(places, |at| word(&window, at)));
-        row(what, race(20, places.len(), [&mut hand, &mut part, &mut whole, &mut default]));
+        let (mut by_hand, mut by_range) = (words(&bare, places, BareMemory::word), words(&range, places, word));
+        let (mut by_mapping, mut by_window) = (words(&all, places, word), words(&window, places, word));
+        row(what, race(20, places.len(), [&mut by_hand, &mut by_range, &mut by_mapping, &mut by_window]));
     }
     const STEPS: usize = 5000;
-    let (mut hand, mut part) = (chain(0x5008, STEPS, |at| bare.word(at)), chain(0x5008, STEPS, |at| word(&range, at)));
-    let (mut whole, mut default) = (chain(0x5008, STEPS, |at| word(&all, at)), chain(0x5008, STEPS, |at| word(&window, at)));
-    row("8 bytes, hot, each after the other", race(20, STEPS, [&mut hand, &mut part, &mut whole, &mut default]));
+    let (mut by_hand, mut by_range) = (chain(&bare, 0x5008, STEPS, BareMemory::word), chain(&range, 0x5008, STEPS, word));
+    let (mut by_mapping, mut by_window) = (chain(&all, 0x5008, STEPS, word), chain(&window, 0x5008, STEPS, word));
+    row("8 bytes, hot, each after the other", race(20, STEPS, [&mut by_hand, &mut by_range, &mut by_mapping, &mut by_window]));
     let mut buffer = vec![0u8; MIB + PAGE as usize];
     let skip = buffer.as_ptr().align_offset(PAGE as usize);
     let buffer = RefCell::new(&mut buffer[skip..skip + MIB]);
