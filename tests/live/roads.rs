@@ -1,7 +1,6 @@
 //! Each way to a guest's memory shows what the guest says of itself, and what QEMU saves.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use vmi::kvm::{Options, QemuDriver, Road};
 use vmi::linux::Linux;

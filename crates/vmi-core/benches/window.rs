@@ -64,7 +64,12 @@ mod linux {
         len: u64,
     }
 
-    impl Bare {
+    /// What words are read from.
+    trait Words {
+        fn word(&self, at: u64) -> u64;
+    }
+
+    impl Words for Bare {
         #[inline(always)]
         fn word(&self, at: u64) -> u64 {
             assert!(at & 7 == 0);
@@ -72,7 +77,16 @@ mod linux {
             // SAFETY: aligned and within the mapping.
             unsafe { self.base.add(at as usize).cast::<u64>().read_volatile() }
         }
+    }
 
+    impl<M: Memory<Addr = PhysAddr>> Words for M {
+        #[inline(always)]
+        fn word(&self, at: u64) -> u64 {
+            self.read(PhysAddr::new(at)).unwrap()
+        }
+    }
+
+    impl Bare {
         #[inline(always)]
         fn run(&self, at: u64, buf: &mut [u8]) {
             assert!(at < self.len && self.len - at >= buf.len() as u64);
@@ -105,28 +119,23 @@ mod linux {
 
     /// Reads a word at each place and adds them up. Each contender has a loop of its own, in which its read is inlined.
     #[inline(never)]
-    fn sum<M>(memory: &M, places: &[u64], read: impl Fn(&M, u64) -> u64) -> u64 {
-        places.iter().fold(0u64, |sum, at| sum.wrapping_add(read(memory, *at)))
+    fn sum(memory: &impl Words, places: &[u64]) -> u64 {
+        places.iter().fold(0u64, |sum, at| sum.wrapping_add(memory.word(*at)))
     }
 
     /// Adds the words up, some times.
-    fn each<M>(memory: &M, places: &[u64], rounds: usize, read: impl Fn(&M, u64) -> u64 + Copy) -> impl FnMut() {
-        move || (0..rounds).for_each(|_| _ = black_box(sum(memory, places, read)))
+    fn each(memory: &impl Words, places: &[u64], rounds: usize) -> impl FnMut() {
+        move || (0..rounds).for_each(|_| _ = black_box(sum(memory, places)))
     }
 
     /// Reads words of which each holds the address of the next.
     #[inline(never)]
-    fn last<M>(memory: &M, start: u64, steps: usize, read: impl Fn(&M, u64) -> u64) -> u64 {
-        (0..steps).fold(start, |at, _| read(memory, at))
+    fn last(memory: &impl Words, start: u64, steps: usize) -> u64 {
+        (0..steps).fold(start, |at, _| memory.word(at))
     }
 
-    fn chase<M>(memory: &M, start: u64, steps: usize, read: impl Fn(&M, u64) -> u64 + Copy) -> impl FnMut() {
-        move || _ = black_box(last(memory, start, steps, read))
-    }
-
-    #[inline(always)]
-    fn word<M: Memory<Addr = PhysAddr>>(memory: &M, at: u64) -> u64 {
-        memory.read(PhysAddr::new(at)).unwrap()
+    fn chase(memory: &impl Words, start: u64, steps: usize) -> impl FnMut() {
+        move || _ = black_box(last(memory, start, steps))
     }
 
     fn row(what: &str, [bare, range, mapped, window]: [f64; 4]) {
@@ -178,15 +187,15 @@ mod linux {
         let words: Vec<u64> = (0..1000).map(|_| 0x5008).collect();
         let scattered: Vec<u64> = (0..100_000).map(|_| (next() % LEN as u64) & !7).collect();
         for (what, places, rounds) in [("8 bytes, hot", &words, 300), ("8 bytes, random in 256 MiB", &scattered, 1)] {
-            let (mut by_hand, mut by_range) = (each(bare, places, rounds, Bare::word), each(range, places, rounds, word));
-            let (mut by_mapping, mut by_window) = (each(mapped, places, rounds, word), each(shown, places, rounds, word));
+            let (mut by_hand, mut by_range) = (each(bare, places, rounds), each(range, places, rounds));
+            let (mut by_mapping, mut by_window) = (each(mapped, places, rounds), each(shown, places, rounds));
             row(what, race(rounds * places.len(), [&mut by_hand, &mut by_range, &mut by_mapping, &mut by_window]));
         }
         for (what, start, steps) in
             [("8 bytes, each names the next, hot", circle[0], 200_000), ("8 bytes, each names the next", order[0], 50_000)]
         {
-            let (mut by_hand, mut by_range) = (chase(bare, start, steps, Bare::word), chase(range, start, steps, word));
-            let (mut by_mapping, mut by_window) = (chase(mapped, start, steps, word), chase(shown, start, steps, word));
+            let (mut by_hand, mut by_range) = (chase(bare, start, steps), chase(range, start, steps));
+            let (mut by_mapping, mut by_window) = (chase(mapped, start, steps), chase(shown, start, steps));
             row(what, race(steps, [&mut by_hand, &mut by_range, &mut by_mapping, &mut by_window]));
         }
         let mut buffer = vec![0u8; (1 << 20) + 4096];

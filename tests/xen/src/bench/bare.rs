@@ -48,7 +48,8 @@ impl BareMemory {
     /// A bounds check and a load.
     #[inline(always)]
     pub(super) fn word(&self, at: u64) -> u64 {
-        assert!(at & 7 == 0 && at < self.len);
+        assert!(at & 7 == 0);
+        assert!(at < self.len);
         // SAFETY: aligned and mapped.
         unsafe { self.address.add(at as usize).cast::<u64>().read_volatile() }
     }

@@ -37,29 +37,43 @@ fn row(what: &str, [bare, range, all, window]: [f64; 4]) {
     println!();
 }
 
-#[inline(always)]
-fn word<M: Memory<Addr = PhysAddr>>(memory: &M, at: u64) -> u64 {
-    memory.read(PhysAddr::new(at)).unwrap()
+/// What words are read from.
+trait Words {
+    fn word(&self, at: u64) -> u64;
+}
+
+impl Words for BareMemory {
+    #[inline(always)]
+    fn word(&self, at: u64) -> u64 {
+        BareMemory::word(self, at)
+    }
+}
+
+impl<M: Memory<Addr = PhysAddr>> Words for M {
+    #[inline(always)]
+    fn word(&self, at: u64) -> u64 {
+        self.read(PhysAddr::new(at)).unwrap()
+    }
 }
 
 /// Reads a word at each place and adds them up. Each contender has a loop of its own, in which its read is inlined.
 #[inline(never)]
-fn sum<M>(memory: &M, places: &[u64], read: impl Fn(&M, u64) -> u64) -> u64 {
-    places.iter().fold(0u64, |sum, at| sum.wrapping_add(read(memory, *at)))
+fn sum(memory: &impl Words, places: &[u64]) -> u64 {
+    places.iter().fold(0u64, |sum, at| sum.wrapping_add(memory.word(*at)))
 }
 
-fn words<M>(memory: &M, places: &[u64], read: impl Fn(&M, u64) -> u64 + Copy) -> impl FnMut() {
-    move || _ = black_box(sum(memory, places, read))
+fn words(memory: &impl Words, places: &[u64]) -> impl FnMut() {
+    move || _ = black_box(sum(memory, places))
 }
 
 /// Reads a word so many times, each at an address that depends on what was read before (and is the same).
 #[inline(never)]
-fn last<M>(memory: &M, at: u64, steps: usize, nothing: u64, read: impl Fn(&M, u64) -> u64) -> u64 {
-    (0..steps).fold(0, |value, _| read(memory, at.wrapping_add(value & nothing)))
+fn last(memory: &impl Words, at: u64, steps: usize, nothing: u64) -> u64 {
+    (0..steps).fold(0, |value, _| memory.word(at.wrapping_add(value & nothing)))
 }
 
-fn chain<M>(memory: &M, at: u64, steps: usize, read: impl Fn(&M, u64) -> u64 + Copy) -> impl FnMut() {
-    move || _ = black_box(last(memory, at, steps, black_box(0), read))
+fn chain(memory: &impl Words, at: u64, steps: usize) -> impl FnMut() {
+    move || _ = black_box(last(memory, at, steps, black_box(0)))
 }
 
 pub(super) fn run(domain: &Domain) -> Result<()> {
@@ -97,13 +111,13 @@ pub(super) fn run(domain: &Domain) -> Result<()> {
     let hot = vec![0x5008u64; 5000];
     let scattered: Vec<u64> = (0..20_000).map(|_| below(len) & !7).collect();
     for (what, places) in [("8 bytes, hot", &hot), ("8 bytes, random", &scattered)] {
-        let (mut by_hand, mut by_range) = (words(&bare, places, BareMemory::word), words(&range, places, word));
-        let (mut by_mapping, mut by_window) = (words(&all, places, word), words(&window, places, word));
+        let (mut by_hand, mut by_range) = (words(&bare, places), words(&range, places));
+        let (mut by_mapping, mut by_window) = (words(&all, places), words(&window, places));
         row(what, race(20, places.len(), [&mut by_hand, &mut by_range, &mut by_mapping, &mut by_window]));
     }
     const STEPS: usize = 5000;
-    let (mut by_hand, mut by_range) = (chain(&bare, 0x5008, STEPS, BareMemory::word), chain(&range, 0x5008, STEPS, word));
-    let (mut by_mapping, mut by_window) = (chain(&all, 0x5008, STEPS, word), chain(&window, 0x5008, STEPS, word));
+    let (mut by_hand, mut by_range) = (chain(&bare, 0x5008, STEPS), chain(&range, 0x5008, STEPS));
+    let (mut by_mapping, mut by_window) = (chain(&all, 0x5008, STEPS), chain(&window, 0x5008, STEPS));
     row("8 bytes, hot, each after the other", race(20, STEPS, [&mut by_hand, &mut by_range, &mut by_mapping, &mut by_window]));
     let mut buffer = vec![0u8; MIB + PAGE as usize];
     let skip = buffer.as_ptr().align_offset(PAGE as usize);
