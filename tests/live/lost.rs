@@ -318,15 +318,15 @@ fn forbidden(guest: &LiveGuest) {
     allow(guest.directory(), 0o755);
     allow(guest.qmp_path(), 0o600);
     let (good, said) = denied(&program, &[&target]);
-    println!("  {}", said.trim());
+    println!("  {}", said.trim().trim_start_matches("error: "));
     assert!(!good && said.contains("root"), "{said}");
     allow(guest.qmp_path(), 0o666);
     allow(guest.gdb_path(), 0o600);
     let (good, said) = denied(&program, &["--road", "process", &target]);
-    println!("  {}", said.trim());
+    println!("  {}", said.trim().trim_start_matches("error: "));
     assert!(!good && said.contains("root"), "{said}");
     let (good, said) = denied(&program, &[&target]);
-    println!("  {}", said.trim());
+    println!("  {}", said.trim().trim_start_matches("error: "));
     assert!(!good && said.contains("gdb"), "{said}");
     allow(guest.gdb_path(), 0o666);
     let (good, said) = denied(&program, &[&target]);

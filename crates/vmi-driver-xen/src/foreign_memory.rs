@@ -21,6 +21,7 @@ use vmi_core::{
 
 use crate::failure::Failures;
 use crate::libraries::foreign_memory::{ForeignMemory, Mapped};
+use crate::p2m::NONE;
 pub(crate) use shown::Shown;
 
 /// Pages in a chunk.
@@ -113,6 +114,10 @@ impl Mapper for XenMapper {
         // SAFETY: as the caller says.
         let mapped = unsafe { self.memory.map_at(self.domain, place, frames) };
         let errors = mapped.map_err(|error| self.failures.call("mapping its memory", error))?;
+        let failed = || frames.iter().zip(&errors).filter(|(frame, error)| **frame != NONE && **error != 0);
+        if let Some((frame, errno)) = failed().next() {
+            tracing::debug!(domain = self.domain, frame, errno, pages = failed().count(), "pages cannot be mapped");
+        }
         Ok(errors.iter().map(|error| *error == 0).collect())
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use vmi_core::{Address, Error, GuestMapping, MemoryMap, PAGE_SIZE, PhysAddr, RawPiece, Region, Result, Window};
 
-use super::{CHUNK, CHUNK_PAGES, MAX_AT_ONCE, Mapper, Source};
+use super::{CHUNK, CHUNK_PAGES, MAX_AT_ONCE, Mapper, Source, milliseconds};
 
 /// Address space beyond the memory that a domain has when it is opened: it may get more.
 const AT_LEAST: u64 = 8 << 30;
@@ -19,12 +19,15 @@ const AT_LEAST: u64 = 8 << 30;
 /// The longest sleep, in milliseconds.
 const LONGEST: u64 = 3_600_000;
 
+/// How long a page that could not be mapped is taken to be absent, in milliseconds: it may have been on its way to the domain just then.
+const ABSENT: u64 = 10;
+
 /// The chunks that are mapped.
 #[derive(Debug, Default)]
 struct State {
-    /// Their numbers.
-    chunks: BTreeMap<u64, ()>,
-    /// The same, with when they were mapped, the oldest in front.
+    /// Their numbers, with when they were mapped, by a clock that goes on in pauses.
+    chunks: BTreeMap<u64, u64>,
+    /// The same, the oldest in front, with when they were mapped by the clock by which they age.
     order: VecDeque<(u64, u64)>,
     /// Nothing is unmapped any more.
     stays: bool,
@@ -189,11 +192,26 @@ impl<M: Mapper> Inner<M> {
             0 if self.mapping.memory_map().region_at(here).is_some() => {
                 // There should be memory: perhaps the domain has ended, and Xen has taken it back.
                 self.source.mapper.check()?;
-                Err(Error::hole(here))
+                self.map_again(&mut state, number)?;
+                match self.mapping.read_shown(here, rest) {
+                    0 => Err(Error::hole(here)),
+                    done => Ok(done),
+                }
             }
             0 => Err(Error::hole(here)),
             done => Ok(done),
         }
+    }
+
+    /// Maps a chunk anew that lacks a page, unless that was done just now.
+    fn map_again(&self, state: &mut State, number: u64) -> Result<()> {
+        let Some(mapped) = state.chunks.get(&number).filter(|_| !state.stays) else { return Ok(()) };
+        if milliseconds().saturating_sub(*mapped) < ABSENT {
+            return Ok(());
+        }
+        state.order.retain(|(other, _)| *other != number);
+        self.unmap(state, &[number]);
+        self.map(state, number, 1)
     }
 
     /// Maps so many chunks, which are not mapped, in one call.
@@ -203,15 +221,15 @@ impl<M: Mapper> Inner<M> {
         if count == 0 {
             return Ok(());
         }
-        let mapped = state.order.len() as u64;
-        self.unmap_oldest(state, mapped.saturating_add(count).saturating_sub(self.most) as usize);
+        let before = state.order.len() as u64;
+        self.unmap_oldest(state, before.saturating_add(count).saturating_sub(self.most) as usize);
         let pages = pages(first, count);
         let frames = self.source.frames(first, count)?;
         // Taken before the call: what the domain changes meanwhile may not be in the mapping.
-        let born = self.source.clock.now();
+        let (born, mapped) = (self.source.clock.now(), milliseconds());
         self.map_pages(&pages, &frames)?;
         for number in first..first.saturating_add(count) {
-            state.chunks.insert(number, ());
+            state.chunks.insert(number, mapped);
             state.order.push_back((number, born));
         }
         self.wake.notify_all();
@@ -243,7 +261,12 @@ impl<M: Mapper> Inner<M> {
         }
         let mut numbers: Vec<u64> = state.order.drain(..count).map(|(number, _)| number).collect();
         numbers.sort_unstable();
-        for number in &numbers {
+        self.unmap(state, &numbers);
+    }
+
+    /// Unmaps these chunks, which ascend.
+    fn unmap(&self, state: &mut State, numbers: &[u64]) {
+        for number in numbers {
             state.chunks.remove(number);
         }
         let run = |run: &[u64]| pages(run.first().copied().unwrap_or_default(), run.len() as u64);

@@ -21,6 +21,8 @@ struct State {
     alone: AtomicUsize,
     /// Whether mapping fails, as when the domain is gone.
     gone: AtomicBool,
+    /// A page that is on its way to the domain.
+    late: Mutex<Option<u64>>,
 }
 
 /// A mapping that counts itself.
@@ -102,6 +104,8 @@ impl Mapper for Domain {
             unsafe { libc::munmap(place.as_ptr().cast(), frames.len() * PAGE) };
             return Err(ErrorKind::Ended { machine: "a domain".into(), why: "gone".into() }.into());
         }
+        let late = *self.state.late.lock().unwrap();
+        let there = |page| there(page) && late != Some(page);
         let memory = self.state.memory.lock().unwrap();
         for (index, frame) in frames.iter().enumerate().filter(|(_, frame)| there(**frame)) {
             let host = place.as_ptr().wrapping_add(index * PAGE);
@@ -116,6 +120,38 @@ impl Mapper for Domain {
 
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+/// A page that could not be mapped is looked for again, though not at each read, also while the domain stands and while its mappings would live for ever.
+#[test]
+fn a_page_that_was_late_is_found() {
+    let domain = Domain::new();
+    let cache = domain.cache(u64::MAX, u64::MAX);
+    let at = PhysAddr::new(5 * PAGE_SIZE + 8);
+    let mut byte = [0];
+    for stands in [false, true] {
+        if stands {
+            cache.forget();
+            cache.stands();
+        }
+        *domain.state.late.lock().unwrap() = Some(5);
+        let (began, before) = (std::time::Instant::now(), cache.counters().calls);
+        for _ in 0..10_000 {
+            let error = cache.read(at, &mut byte).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Hole { .. }), "{error}");
+        }
+        let most = 2 + began.elapsed().as_millis() as u64 / 5;
+        assert!(cache.counters().calls - before <= most, "{:?}, {most}", cache.counters());
+        *domain.state.late.lock().unwrap() = None;
+        let began = std::time::Instant::now();
+        while cache.read(at, &mut byte).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(30));
+        }
+        assert_eq!(byte, [domain.byte(at.get())]);
+        cache.read(PhysAddr::new(6 * PAGE_SIZE), &mut byte).unwrap();
+        assert_eq!(cache.shown.mapped(), 1);
+        cache.read(PhysAddr::new(7 * PAGE_SIZE), &mut byte).unwrap_err();
     }
 }
 
