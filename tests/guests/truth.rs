@@ -130,8 +130,12 @@ impl Truth {
         self.text("facts").lines().filter_map(line).collect()
     }
 
-    /// When the guest booted, in seconds since 1970 and to the second: its log tells when it read its hardware clock.
+    /// When the guest booted, in seconds since 1970 and to the second: its log tells when it read its hardware clock, or, if that has no times, /proc/stat.
     pub(crate) fn boot_time(&self) -> Option<f64> {
+        self.clock_was_read().or_else(|| self.text("stat").lines().find_map(|line| line.strip_prefix("btime ")?.parse().ok()))
+    }
+
+    fn clock_was_read(&self) -> Option<f64> {
         let log = self.text("dmesg");
         let line = log.lines().find(|line| line.contains("setting system clock to"))?;
         let since_boot: f64 = line.get(1..)?.split(']').next()?.trim().parse().ok()?;
@@ -139,7 +143,7 @@ impl Truth {
         Some(clock - since_boot)
     }
 
-    /// Name, size, references and address of each module, in the order of /proc/modules.
+    /// Name, size, references and address (zero where the kernel hides it) of each module, in the order of /proc/modules.
     pub(crate) fn modules(&self) -> Vec<(String, u64, u32, u64)> {
         let line = |line: &str| {
             let fields: Vec<_> = line.split_whitespace().collect();
@@ -149,9 +153,9 @@ impl Truth {
         self.text("modules").lines().map(line).collect()
     }
 
-    /// Address, letter, name and module of each symbol, sorted.
-    pub(crate) fn symbols(&self) -> Vec<(u64, u8, String, String)> {
-        let text = String::from_utf8(self.unpacked("kallsyms.gz").unwrap()).unwrap();
+    /// Address, letter, name and module of each symbol, sorted; `None` if the kernel keeps no symbols.
+    pub(crate) fn symbols(&self) -> Option<Vec<(u64, u8, String, String)>> {
+        let text = String::from_utf8(self.unpacked("kallsyms.gz")?).unwrap();
         let line = |line: &str| {
             let mut fields = line.split_whitespace();
             let address = u64::from_str_radix(fields.next()?, 16).ok()?;
@@ -161,7 +165,7 @@ impl Truth {
         };
         let mut symbols: Vec<_> = text.lines().filter_map(line).collect();
         symbols.sort();
-        symbols
+        Some(symbols)
     }
 }
 

@@ -63,6 +63,14 @@ def connect(directory, name):
         os.close(fd)
 
 
+def unpacked(path):
+    """The content of a kernel module, which distributions compress in several ways."""
+    if path.suffix == ".zst":
+        return subprocess.run(["zstd", "-dc", path], capture_output=True, check=True).stdout
+    data = path.read_bytes()
+    return lzma.decompress(data) if path.suffix == ".xz" else data
+
+
 class Qmp:
     """Just enough of the QEMU Machine Protocol; events are passed over."""
 
@@ -141,9 +149,7 @@ class Guest:
         order = []
         for module in MODULES:
             for path in (self.kdir / "modules").resolve().rglob(f"{module}.ko*"):
-                data = path.read_bytes()
-                entry(f"modules/{module}", 0o100644,
-                      lzma.decompress(data) if path.suffix == ".xz" else data)
+                entry(f"modules/{module}", 0o100644, unpacked(path))
                 order.append(module)
         entry("modules/order", 0o100644, "".join(m + "\n" for m in order).encode())
         entry("TRAILER!!!", 0)
@@ -278,7 +284,8 @@ class Guest:
             part.rename(btf)
         if btf.stat().st_size:  # i386 kernels have none
             shutil.copy(btf, self.truth)
-        save("kallsyms.gz", "gzip -1c /proc/kallsyms")
+        if symbols := self.eval("[ ! -e /proc/kallsyms ] || gzip -1c /proc/kallsyms"):
+            (self.truth / "kallsyms.gz").write_bytes(symbols)
         for name, path in {
             "cmdline": "cmdline", "version": "version", "cpuinfo": "cpuinfo", "iomem": "iomem", "stat": "stat",
             "modules": "modules", "mountinfo": "self/mountinfo", "tcp": "net/tcp", "udp": "net/udp",

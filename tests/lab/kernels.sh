@@ -39,7 +39,7 @@ fetch() { # name arch suite pattern
         ln -s "$modules"/* modules
         find . -path ./modules -prune -o \( -name 'config-*' -o -path '*/modules/*/config' \) -type f -exec ln -s {} config \;
         find . -name '*.ko*' -type f -regextype egrep \
-            ! -regex '.*/(llc|stp|dummy|loop|qemu_fw_cfg)\.ko(\.xz)?' -delete
+            ! -regex '.*/(llc|stp|dummy|loop|qemu_fw_cfg)\.ko(\.xz|\.zst)?' -delete
     )
     mv "$dir.part" "$dir"
 }

@@ -194,7 +194,10 @@ fn descriptor_tables_agree_with_registers_and_symbols() {
             assert_eq!(is - ignored, was - ignored, "{}: {found} {loaded}", guest.name);
         }
         let gates: Vec<_> = registers.idtr.unwrap().gates(&space, guest.mode).map(Result::unwrap).collect();
-        let symbols = guest.unpack("kallsyms.gz").unwrap();
+        let Some(symbols) = guest.unpack("kallsyms.gz") else {
+            println!("skipped: {}: its kernel keeps no symbols", guest.name);
+            return;
+        };
         let symbols: HashMap<&str, u64> = symbols
             .lines()
             .filter_map(|line| {
@@ -204,9 +207,16 @@ fn descriptor_tables_agree_with_registers_and_symbols() {
             })
             .collect();
         let cs = registers.segments.cs.unwrap().selector;
-        for (vector, handler) in [(0, "asm_exc_divide_error"), (3, "asm_exc_int3"), (14, "asm_exc_page_fault")] {
+        // The names before 5.8; a KVM guest then had another handler for page faults.
+        let handlers: [(u16, &[&str]); 3] = [
+            (0, &["asm_exc_divide_error", "divide_error"]),
+            (3, &["asm_exc_int3", "int3"]),
+            (14, &["asm_exc_page_fault", "page_fault", "async_page_fault"]),
+        ];
+        for (vector, names) in handlers {
             let gate = gates.iter().find(|gate| gate.index == vector).unwrap();
-            assert_eq!(gate.offset.get(), symbols[handler], "{}: {handler}", guest.name);
+            let named = names.iter().any(|name| symbols.get(name) == Some(&gate.offset.get()));
+            assert!(named, "{}: none of {names:?} is at {}", guest.name, gate.offset);
             assert_eq!((gate.selector, gate.present), (cs, true));
             assert_eq!(gate.privilege_level, if vector == 3 { 3 } else { 0 });
         }

@@ -146,6 +146,18 @@ vmi_core::kernel_layout! {
         name: "name",
         list: "lnode",
     }
+    /// kernel/trace/ftrace.c, since 4.15 (commit 6aa69784b4d7).
+    traced_module: TracedModuleLayout = "ftrace_mod_map" {
+        list: "list",
+        module: "mod",
+        functions: "funcs",
+    }
+    /// kernel/trace/ftrace.c.
+    traced_function: TracedFunctionLayout = "ftrace_mod_func" {
+        list: "list",
+        name: "name",
+        start: "ip",
+    }
     /// kernel/bpf/btf.c, since 5.11 (commit 36e68442d1af).
     btf_module: BtfModuleLayout = "btf_module" {
         list: "list",

@@ -17,6 +17,11 @@ const MAX_AREAS: usize = 1 << 22;
 /// Bytes of a name given by the kernel or by prctl(PR_SET_VMA_ANON_NAME), which allows 80.
 const MAX_NAME: usize = 256;
 
+/// What names the areas that the kernel itself maps.
+const SPECIAL_NAME: &str = "special_mapping_name";
+/// `NONE`, the last of the three values of `vsyscall_mode`.
+const VSYSCALL_NONE: u32 = 2;
+
 const READ: u64 = 1;
 const WRITE: u64 = 2;
 const EXECUTE: u64 = 4;
@@ -24,7 +29,7 @@ const EXECUTE: u64 = 4;
 const MAY_SHARE: u64 = 0x80;
 
 impl<'l, 'v, D: X86Driver> Task<'l, 'v, D> {
-    /// The memory areas in ascending order, as /proc/PID/maps lists them; none if the task has no memory of its own.
+    /// The memory areas in ascending order, as /proc/PID/maps lists them, the page `[vsyscall]` included where symbols name it; none if the task has no memory of its own.
     ///
     /// Areas that do not ascend end the walk in an error: the tree or list is damaged or was changed while it was read.
     ///
@@ -52,6 +57,8 @@ struct Areas<'l, 'v, D: X86Driver> {
     linux: &'l Linux<'v, D>,
     mm: VirtAddr,
     source: Source<'l, 'v, D>,
+    /// What the kernel shows behind all areas.
+    gate: Option<VirtAddr>,
     /// Where the area before ended.
     end: VirtAddr,
     count: usize,
@@ -67,7 +74,8 @@ impl<'l, 'v, D: X86Driver> Areas<'l, 'v, D> {
             Some(mm) if layout.mmap.exists() => Source::List(linux.pointer(mm, layout.mmap)?),
             Some(mm) => Source::Tree(MapleTree::new(&linux.space, linux.pointer(mm, layout.maple_root)?)),
         };
-        Ok(Self { linux, mm: mm.unwrap_or_default(), source, end: VirtAddr::ZERO, count: 0 })
+        let gate = if mm.is_some() { gate_area(linux)? } else { None };
+        Ok(Self { linux, mm: mm.unwrap_or_default(), source, gate, end: VirtAddr::ZERO, count: 0 })
     }
 
     fn step(&mut self) -> Result<Option<Area<'l, 'v, D>>> {
@@ -77,7 +85,7 @@ impl<'l, 'v, D: X86Driver> Areas<'l, 'v, D> {
             Source::Tree(tree) => tree.next().transpose()?,
             Source::List(next) => Some(*next).filter(|next| !next.is_null()),
         };
-        let Some(at) = at else { return Ok(None) };
+        let Some(at) = at.or_else(|| self.take_gate()) else { return Ok(None) };
         let start = self.linux.pointer(at, layout.start)?;
         let end = self.linux.pointer(at, layout.end)?;
         // This guards against lists in a circle, too: no area can come up twice.
@@ -94,6 +102,19 @@ impl<'l, 'v, D: X86Driver> Areas<'l, 'v, D> {
         }
         Ok(Some(Area { linux: self.linux, mm: self.mm, at, start, end }))
     }
+
+    /// The gate area, once, if the process has it: a 64-bit program does, and has memory (its stack) that no 32-bit program could have.
+    fn take_gate(&mut self) -> Option<VirtAddr> {
+        self.source = Source::None;
+        self.gate.take().filter(|_| self.end > VirtAddr::new(u32::MAX.into()))
+    }
+}
+
+/// The area of the page of system calls that every 64-bit program sees (arch/x86/entry/vsyscall/vsyscall_64.c), if the kernel was not told to do without.
+fn gate_area<D: X86Driver>(linux: &Linux<'_, D>) -> Result<Option<VirtAddr>> {
+    let symbols = &linux.kernel().symbols;
+    let (Some(area), Some(mode)) = (symbols.find("gate_vma"), symbols.find("vsyscall_mode")) else { return Ok(None) };
+    Ok((linux.kernel_space().read::<u32>(mode.address)? != VSYSCALL_NONE).then_some(area.address))
 }
 
 impl<'l, 'v, D: X86Driver> Iterator for Areas<'l, 'v, D> {
@@ -102,7 +123,7 @@ impl<'l, 'v, D: X86Driver> Iterator for Areas<'l, 'v, D> {
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.step();
         if step.is_err() {
-            self.source = Source::None;
+            (self.source, self.gate) = (Source::None, None);
         }
         step.transpose()
     }
@@ -136,6 +157,9 @@ impl<D: X86Driver> Area<'_, '_, D> {
 
     /// As show_map_vma() in fs/proc/task_mmu.c finds it.
     fn name(&self, file: Option<VirtAddr>) -> Result<Option<String>> {
+        if self.linux.kernel().symbols.find("gate_vma").is_some_and(|gate| gate.address == self.at) {
+            return Ok(Some("[vsyscall]".to_owned()));
+        }
         let given = self.given_name(file.is_some())?;
         if let Some(file) = file {
             return match given {
@@ -170,17 +194,20 @@ impl<D: X86Driver> Area<'_, '_, D> {
         self.string(layout.anon_name.name.of(given)?).map(Some)
     }
 
-    /// The name of what the kernel itself maps into every process: `[vdso]`, `[vvar]`. Such areas have operations whose `name` is
-    /// special_mapping_name() (mm/mmap.c, later mm/vma.c).
+    /// The name of what the kernel itself maps into every process: `[vdso]`, `[vvar]` (`struct vm_special_mapping`). Of areas without a file, only these have
+    /// operations, and their `name` is special_mapping_name() (mm/mmap.c, later mm/vma.c). Where no symbol says so, the brackets have to do.
     fn special_name(&self) -> Result<Option<String>> {
         let layout = &self.linux.layout;
         let Some(ops) = self.linux.pointer_or_null(self.at, layout.area.ops)? else { return Ok(None) };
-        let Some(name) = self.linux.pointer_or_null(ops, layout.area_ops.name)? else { return Ok(None) };
-        if !self.linux.kernel().symbols.at(name).any(|symbol| symbol.name == "special_mapping_name") {
-            return Ok(None);
+        let name = || {
+            self.string(self.linux.pointer(self.linux.pointer(self.at, layout.area.private_data)?, layout.special_mapping.name)?)
+        };
+        let symbols = &self.linux.kernel().symbols;
+        if symbols.find(SPECIAL_NAME).is_none() {
+            return Ok(name().ok().filter(|name| name.starts_with('[')));
         }
-        let mapping = self.linux.pointer(self.at, layout.area.private_data)?;
-        self.string(self.linux.pointer(mapping, layout.special_mapping.name)?).map(Some)
+        let function = self.linux.pointer(ops, layout.area_ops.name)?;
+        if symbols.at(function).any(|symbol| symbol.name == SPECIAL_NAME) { name().map(Some) } else { Ok(None) }
     }
 
     fn string(&self, at: VirtAddr) -> Result<String> {
@@ -240,6 +267,45 @@ mod tests {
         let names: Vec<_> = areas.iter().map(|area| area.name.as_deref()).collect();
         assert_eq!(names, [None, Some("[heap]"), Some("[stack]")]);
         assert!(areas[0].execute && !areas[0].write && areas[2].shared);
+    }
+
+    /// The guest with a page of system calls: a program of 64 bits, whose last area ends above 4 GiB, sees it.
+    fn with_gate(mode: u32, end: u64) -> TestGuest {
+        let mut guest = guest();
+        guest.put(0xd208, &[end]);
+        guest.put(0xe000, &[0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000, 0, EXECUTE]);
+        guest.put32(0xe100, &[mode]);
+        guest.symbol("gate_vma", 0xe000);
+        guest.symbol("vsyscall_mode", 0xe100);
+        guest
+    }
+
+    #[test]
+    fn the_page_of_system_calls_is_the_last_area() {
+        let (found, error) = areas(with_gate(1, 0x7fff_0000_0000));
+        assert!(error.is_none(), "{error:?}");
+        let gate = found.get(3).unwrap();
+        assert_eq!((gate.start.get(), gate.name.as_deref()), (0xffff_ffff_ff60_0000, Some("[vsyscall]")));
+        assert!(gate.execute && !gate.read && found.len() == 4);
+        assert_eq!(areas(with_gate(VSYSCALL_NONE, 0x7fff_0000_0000)).0.len(), 3, "switched off");
+        assert_eq!(areas(with_gate(1, 0xb000)).0.len(), 3, "a program of 32 bits");
+    }
+
+    #[test]
+    fn what_the_kernel_maps_is_named_without_symbols() {
+        let mut guest = guest();
+        guest.types.member("vm_area_struct", "vm_private_data", 0x30, 8);
+        guest.types.member("vm_special_mapping", "name", 0, 8);
+        // Operations at 0xe000; the mapping at 0xe100 names itself.
+        guest.put(0xd028, &[0xe000, 0xe100]);
+        guest.put(0xe100, &[0xe200]);
+        guest.text(0xe200, "[vdso]");
+        // What else has operations is no such mapping.
+        guest.put(0xd228, &[0xe000, 0x7777_0000_0000]);
+        let (found, error) = areas(guest);
+        assert!(error.is_none(), "{error:?}");
+        let names: Vec<_> = found.iter().map(|area| area.name.as_deref()).collect();
+        assert_eq!(names, [Some("[vdso]"), Some("[heap]"), Some("[stack]")]);
     }
 
     #[test]

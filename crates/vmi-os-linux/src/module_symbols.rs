@@ -1,5 +1,5 @@
-//! Symbols of what was loaded after boot: modules and BPF programs. Together with the kernel's own they are what /proc/kallsyms
-//! holds (kernel/kallsyms.c, kernel/module/kallsyms.c).
+//! Symbols of what was loaded after boot: modules, what of modules ftrace remembers, and BPF programs. Together with the kernel's own they are
+//! what /proc/kallsyms holds (kernel/kallsyms.c, kernel/module/kallsyms.c).
 
 use rustc_hash::FxHashSet;
 use vmi_arch_x86::X86Driver;
@@ -11,6 +11,8 @@ use crate::{Linux, Module};
 const MAX_SYMBOLS: u32 = 1 << 20;
 /// More exported symbols than any module has.
 const MAX_EXPORTS: u32 = 1 << 16;
+/// More functions than the start-up code of all modules has.
+const MAX_TRACED: usize = 1 << 16;
 /// More BPF programs than a machine has: each is listed while it is loaded.
 const MAX_PROGRAMS: usize = 1 << 20;
 /// KSYM_NAME_LEN is 512 since 6.1 (commit b8a94bfb3395), 128 before. Names in a module's string table are not cut to it.
@@ -53,6 +55,9 @@ impl<D: X86Driver> Linux<'_, D> {
                 Err(error) => remarks.push(format!("symbols of modules are incomplete: {error}")),
             }
         }
+        if let Err(error) = self.traced_symbols(&mut builder) {
+            remarks.push(format!("symbols of modules that ftrace remembers are incomplete: {error}"));
+        }
         builder.module("bpf");
         for program in self.bpf_symbols() {
             match program {
@@ -61,6 +66,28 @@ impl<D: X86Driver> Linux<'_, D> {
             }
         }
         (builder.build(), remarks)
+    }
+
+    /// The functions of modules' start-up code, which is gone: ftrace remembers them if something was traced while they went
+    /// (kernel: `ftrace_mod_get_kallsym` in kernel/trace/ftrace.c).
+    fn traced_symbols(&self, builder: &mut SymbolsBuilder) -> Result<()> {
+        let (module, function) = (&self.layout.traced_module, &self.layout.traced_function);
+        let Some(head) = self.symbol("ftrace_mod_maps").ok().filter(|_| module.list.exists() && function.list.exists()) else {
+            return Ok(());
+        };
+        let mut left = MAX_TRACED;
+        for node in list::nodes(&self.space, head, "the list of modules that ftrace remembers", MAX_TRACED, |_| Ok(0)) {
+            let map = module.list.owner(node?.at)?;
+            builder.module(&Module { linux: self, at: self.pointer(map, module.module)? }.name()?);
+            let functions = module.functions.of(map)?;
+            for node in list::nodes(&self.space, functions, "the functions that ftrace remembers", left, |_| Ok(0)) {
+                let at = function.list.owner(node?.at)?;
+                left = left.saturating_sub(1);
+                let name = self.space.read_c_string(self.pointer(at, function.name)?, MAX_NAME)?;
+                builder.push(&String::from_utf8_lossy(&name), self.pointer(at, function.start)?, b'T');
+            }
+        }
+        Ok(())
     }
 
     /// Name and start of each loaded BPF program; none where the kernel does not list them.
@@ -189,6 +216,59 @@ impl ElfSymbol {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_guest::TestGuest;
+
+    /// A module whose start-up code ftrace remembers: maps with list 0, mod 0x10, funcs 0x18; functions with list 0, name 0x10, ip 0x18.
+    fn traced() -> TestGuest {
+        let mut guest = TestGuest::new();
+        for (structure, member, offset, size) in [
+            ("module", "list", 8, 16),
+            ("module", "name", 0x18, 56),
+            ("ftrace_mod_map", "list", 0, 16),
+            ("ftrace_mod_map", "mod", 0x10, 8),
+            ("ftrace_mod_map", "funcs", 0x18, 16),
+            ("ftrace_mod_func", "list", 0, 16),
+            ("ftrace_mod_func", "name", 0x10, 8),
+            ("ftrace_mod_func", "ip", 0x18, 8),
+        ] {
+            guest.types.member(structure, member, offset, size);
+        }
+        guest.symbol("modules", 0xc000);
+        guest.put(0xc000, &[0xd008, 0xd008]);
+        guest.put(0xd008, &[0xc000, 0xc000]);
+        guest.text(0xd018, "llc");
+        guest.symbol("ftrace_mod_maps", 0xe000);
+        guest.put(0xe000, &[0xe100, 0xe100]);
+        guest.put(0xe100, &[0xe000, 0xe000, 0xd000, 0xe200, 0xe200]);
+        guest.put(0xe200, &[0xe118, 0xe118, 0xe300, 0xf_1000]);
+        guest.text(0xe300, "llc_init");
+        guest
+    }
+
+    /// Those that a module has, as /proc/kallsyms prints them, and the remarks.
+    fn of_modules(guest: TestGuest) -> (Vec<String>, Vec<String>) {
+        let (vmi, kernel) = guest.build();
+        let (symbols, remarks) = Linux::with_kernel(&vmi, kernel).unwrap().read_all_symbols();
+        let line = |symbol: vmi_core::Symbol<'_>| {
+            Some(format!("{:x} {} {} [{}]", symbol.address.get(), char::from(symbol.kind), symbol.name, symbol.module?))
+        };
+        (symbols.iter().filter_map(line).collect(), remarks)
+    }
+
+    #[test]
+    fn what_ftrace_remembers_of_a_module() {
+        let (symbols, remarks) = of_modules(traced());
+        assert_eq!(symbols, ["f1000 T llc_init [llc]"]);
+        assert!(!remarks.iter().any(|remark| remark.contains("ftrace")), "{remarks:?}");
+    }
+
+    #[test]
+    fn what_ftrace_remembers_in_a_circle_is_told() {
+        let mut guest = traced();
+        guest.put(0xe200, &[0xe200]);
+        let (_, remarks) = of_modules(guest);
+        assert!(remarks.iter().any(|remark| remark.contains("ftrace")), "{remarks:?}");
+    }
 
     #[test]
     fn both_widths_of_elf_symbols() {

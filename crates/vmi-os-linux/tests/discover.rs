@@ -94,12 +94,21 @@ fn kernel_code(guest: &Path) -> u64 {
     u64::from_str_radix(line.trim().split('-').next().unwrap(), 16).unwrap()
 }
 
+/// The kernel's version, first two numbers.
+fn version(guest: &Path) -> (u32, u32) {
+    let text = fs::read_to_string(guest.join("truth/version")).unwrap();
+    let mut numbers = text.split_whitespace().nth(2).unwrap().split('.').map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 fn check(guest: &Path, strategy: Strategy, truth: &[(u64, u8, String)], found: Result<Kernel, DiscoverError>) {
     let name = format!("{}, {strategy}", guest.file_name().unwrap().to_string_lossy());
     let kernel = found.unwrap_or_else(|error| panic!("{name}: {error}"));
     check_symbols(&name, truth, &kernel);
     let version = fs::read_to_string(guest.join("truth/version")).unwrap();
-    assert_eq!(kernel.banner, version.trim_end(), "{name}");
+    // Ubuntu's own has its package's version at the end, which /proc/version leaves out.
+    let rest = kernel.banner.strip_prefix(version.trim_end()).unwrap_or_else(|| panic!("{name}: {}", kernel.banner));
+    assert!(rest.is_empty() || rest.starts_with(" (Ubuntu "), "{name}: {}", kernel.banner);
     let vmi = Vmi::new(raw(guest));
     let text = kernel.mode.translate(&vmi, kernel.root, kernel.symbols.address("_text").unwrap()).unwrap();
     assert_eq!(text.at.get(), kernel_code(guest), "{name}: root {}", kernel.root);
@@ -116,9 +125,19 @@ fn each_strategy_alone_finds_the_kernel_and_all_its_symbols() {
         let is_64_bit = truth.last().unwrap().0 > u64::from(u32::MAX);
         for strategy in [Strategy::Trampoline, Strategy::VmCoreInfo, Strategy::Kallsyms] {
             // The start-up page table is a thing of 64-bit kernels.
-            if is_64_bit || strategy != Strategy::Trampoline {
-                check(&guest, strategy, &truth, find_by(raw(&guest), &[strategy]));
+            if strategy == Strategy::Trampoline && !is_64_bit {
+                continue;
             }
+            let found = find_by(raw(&guest), &[strategy]);
+            // Until 4.10 it does not say where the kernel lies.
+            if let (Strategy::VmCoreInfo, Err(error)) = (strategy, &found)
+                && error.to_string().contains("NUMBER(phys_base)")
+                && version(&guest) < (4, 10)
+            {
+                println!("skipped: {}: {strategy}: {error}", guest.display());
+                continue;
+            }
+            check(&guest, strategy, &truth, found);
         }
         let elf = guest.join("memory.elf");
         if elf.exists() {

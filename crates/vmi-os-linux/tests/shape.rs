@@ -14,8 +14,8 @@ use vmi_driver_file::ImageDriver;
 use vmi_os_linux::shape::{Hints, Inferred, infer};
 use vmi_os_linux::{Kernel, Linux, discover};
 
-/// What is inferred on every kernel of the lab, 32 and 64 bits wide, 5.10 to 7.2. (Modules, if any are loaded.)
-const ALWAYS: [(&str, &str); 40] = [
+/// What is inferred on every kernel of the lab, 32 and 64 bits wide, 4.4 to 7.3. (Modules, if any are loaded.)
+const ALWAYS: [(&str, &str); 39] = [
     ("task_struct", "tasks.next"),
     ("task_struct", "comm"),
     ("task_struct", "pid"),
@@ -55,18 +55,16 @@ const ALWAYS: [(&str, &str); 40] = [
     ("dentry", "d_name.name"),
     ("dentry", "d_op"),
     ("mount", "mnt_parent"),
-    ("printk_ringbuffer", "text_data_ring.data"),
 ];
 
+/// The kernel's log as it is since 5.10: it is found without symbols.
+const LOG: (&str, &str) = ("printk_ringbuffer", "text_data_ring.data");
+
 /// What is inferred where modules are loaded.
-const MODULES: [(&str, &str); 6] = [
-    ("module", "list"),
-    ("module", "name"),
-    ("module", "refcnt"),
-    ("module", "syms"),
-    ("module", "kallsyms"),
-    ("mod_kallsyms", "symtab"),
-];
+const MODULES: [(&str, &str); 4] = [("module", "list"), ("module", "name"), ("module", "refcnt"), ("module", "syms")];
+
+/// The same where the kernel keeps symbols.
+const MODULE_SYMBOLS: [(&str, &str); 2] = [("module", "kallsyms"), ("mod_kallsyms", "symtab")];
 
 fn guests() -> Vec<PathBuf> {
     let Some(images) = std::env::var_os("VMI_LAB_IMAGES").map(PathBuf::from) else {
@@ -96,9 +94,19 @@ fn has_modules(guest: &Path) -> bool {
     !fs::read_to_string(guest.join("truth/modules")).unwrap().is_empty()
 }
 
+/// Whether the kernel's log is of the form that it has since 5.10.
+fn has_ring_buffer(guest: &Path) -> bool {
+    let version = fs::read_to_string(guest.join("truth/version")).unwrap();
+    let mut numbers = version.split_whitespace().nth(2).unwrap().split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (5, 10)
+}
+
 /// Members that should have been inferred and were not.
-fn lacking(types: &dyn TypeSource, modules: bool) -> Vec<String> {
-    let wanted = ALWAYS.iter().chain(MODULES.iter().filter(|_| modules));
+fn lacking(types: &dyn TypeSource, guest: &Path) -> Vec<String> {
+    let (modules, symbols) = (has_modules(guest), guest.join("truth/kallsyms.gz").exists());
+    let wanted =
+        ALWAYS.iter().chain(MODULES.iter().filter(|_| modules)).chain(MODULE_SYMBOLS.iter().filter(|_| modules && symbols));
+    let wanted = wanted.chain(Some(&LOG).filter(|_| has_ring_buffer(guest)));
     wanted.filter(|(name, path)| types.field(name, path).is_err()).map(|(name, path)| format!("{name}.{path}")).collect()
 }
 
@@ -109,7 +117,7 @@ fn processes_come_out_of_memory_alone() {
         let vmi = open(&guest);
         let inferred = infer(&vmi, &Hints { symbols: &no_symbols(), pointer_size: None, tables: None })
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let lacking = lacking(&inferred.types, has_modules(&guest));
+        let lacking = lacking(&inferred.types, &guest);
         assert!(lacking.is_empty(), "{name}: {lacking:?}: {:?}", inferred.remarks);
 
         for remark in inferred.remarks.iter().skip(1) {
@@ -184,6 +192,8 @@ fn compare(inferred: &Inferred, known: &Kernel) -> (usize, Vec<String>) {
             // Until 5.13 `state` was a `long`: inference knows its lower half.
             let theirs = known.types.field(&structure, &member.name).or_else(|error| match &*member.name {
                 "__state" => known.types.field(&structure, "state"),
+                // Until 5.5.
+                "start_boottime" => known.types.field(&structure, "real_start_time"),
                 _ => Err(error),
             });
             match theirs {

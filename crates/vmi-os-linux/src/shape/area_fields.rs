@@ -19,6 +19,8 @@ const READ_EXECUTE: u64 = 5;
 /// `VM_GROWSDOWN`: set in the stack of every program.
 const GROWS_DOWN: u64 = 0x100;
 
+/// The function that names what the kernel itself maps.
+const SPECIAL_NAME: &str = "special_mapping_name";
 /// Functions in `vm_operations_struct` that are looked at. Measured: `name` is the ninth to fourteenth (kernels 5.10 to 7.2).
 const MAX_OPERATIONS: usize = 24;
 
@@ -50,11 +52,11 @@ pub(super) fn infer<D: X86Driver>(
 }
 
 /// `vm_ops` before `vm_pgoff`: none for heap and stack, some for code. `vm_private_data` behind `vm_file`: what the kernel itself maps
-/// (neither of a file nor without operations) has its name there (kernel: `struct vm_special_mapping`).
+/// (neither of a file nor without operations) has its name there (kernel: `struct vm_special_mapping`). `swap_readahead_info` (since 4.14) or
+/// Ubuntu's `vm_prfile` (with aufs) may lie between.
 fn operations<D: X86Driver>(view: &View<'_, D>, areas: &[Area], file: usize, symbols: &Symbols, findings: &mut Findings) {
     let width = view.width();
     let ops = file.saturating_sub(width.saturating_mul(2));
-    let data = file.saturating_add(width);
     let sound = most(areas, |area| {
         let ops = area.object.word(ops, width)?;
         Some(match area.purpose {
@@ -68,19 +70,23 @@ fn operations<D: X86Driver>(view: &View<'_, D>, areas: &[Area], file: usize, sym
         let ops = area.object.word(ops, width)?;
         (area.object.word(file, width)? == 0 && ops != 0).then_some(ops)
     };
-    let named = |area: &Area| {
+    let named = |area: &Area, data: usize| {
         let name = view.pointer(area.object.word(data, width)?)?;
         Some(view.read::<u8>(VirtAddr::new(name)).ok()? == b'[')
     };
-    let mut specials = areas.iter().filter(|area| special(area).is_some()).peekable();
-    let first = specials.peek().and_then(|area| special(area));
-    let sound = first.is_some() && specials.all(|area| named(area) == Some(true));
-    if findings.record("vm_area_struct", "vm_private_data", sound.then_some(data).ok_or(Doubt::None), Kind::Pointer).is_none() {
+    let first = areas.iter().find_map(special);
+    let behind = file.saturating_add(width);
+    let data = sample::only(behind..behind.saturating_add(width.saturating_mul(3)), width, |data| {
+        first.is_some() && areas.iter().filter(|area| special(area).is_some()).all(|area| named(area, data) == Some(true))
+    });
+    if findings.record("vm_area_struct", "vm_private_data", data, Kind::Pointer).is_none() {
         return;
     }
     findings.add("vm_special_mapping", "name", 0, Kind::Pointer);
-    let name = only_function(view, first.unwrap_or(0), "special_mapping_name", symbols);
-    findings.record("vm_operations_struct", "name", name, Kind::Pointer);
+    if symbols.find(SPECIAL_NAME).is_some() {
+        let name = only_function(view, first.unwrap_or(0), SPECIAL_NAME, symbols);
+        findings.record("vm_operations_struct", "name", name, Kind::Pointer);
+    }
 }
 
 /// The only one of the functions at `operations` that has this name.

@@ -13,13 +13,13 @@ use super::view::View;
 /// Areas that are judged at most, of all processes together, and entries that are looked at for one process.
 const MAX_AREAS: usize = 4096;
 const MAX_ENTRIES: usize = 65_536;
-/// Bytes of each area that are judged. Measured: `vm_file` at 0x4c (i386) to 0xa0 (5.10 on x86-64).
-const AREA_SIZE: usize = 0xb0;
+/// Bytes of each area that are judged. Measured: `vm_file` at 0x4c (i386) to 0xa0 (5.10 on x86-64), `vm_private_data` up to two words behind.
+const AREA_SIZE: usize = 0xc0;
 
 /// What the kernel says an area is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// It holds the start of the program.
+    /// It holds the end of the program's code. (Its start, until 5.5, is that of whatever is loaded lowest.)
     Code,
     Heap,
     Stack,
@@ -120,7 +120,7 @@ fn read<D: X86Driver>(view: &View<'_, D>, mm: &Object, ranges: &Ranges, at: u64)
     let inside = object.word(0, width)?..object.word(width, width)?;
     let said = ranges.of(mm)?;
     let purpose = match () {
-        () if inside.contains(&said.start_code) => Purpose::Code,
+        () if said.end_code.checked_sub(1).is_some_and(|last| inside.contains(&last)) => Purpose::Code,
         () if inside.contains(&said.start_stack) => Purpose::Stack,
         () if said.start_brk < said.brk && inside.start == said.start_brk => Purpose::Heap,
         () => Purpose::Other,

@@ -13,8 +13,9 @@ use super::sample::{Doubt, Object, only};
 use super::types::Kind;
 use super::view::View;
 
-/// Bytes of each `file` and each `dentry` that are judged. Measured: `f_path` at up to 0x40, `d_sb` at up to 0x68.
-const FILE_SIZE: usize = 0x80;
+/// Bytes of each `file` that are judged, on i386 and x86-64: no more than it has, as the next one may follow. Measured: `f_path` at up to 0x98 on x86-64 (6.5 to 6.11).
+const FILE_SIZES: [usize; 2] = [0x80, 0xc0];
+/// Bytes of each `dentry` that are judged. Measured: `d_sb` at up to 0x68.
 const DENTRY_SIZE: usize = 0xc0;
 /// Files that are judged at most.
 const MAX_FILES: usize = 64;
@@ -22,7 +23,7 @@ const MAX_FILES: usize = 64;
 const MAX_DEPTH: usize = 128;
 /// The longest name (kernel: `NAME_MAX`).
 const MAX_NAME: u32 = 255;
-/// Offset of `d_dname` in `dentry_operations`, the tenth function (5.10 to 7.2).
+/// Offset of `d_dname` in `dentry_operations`, the tenth function (4.4 to 7.3).
 const D_DNAME: usize = 9;
 
 /// Infers what leads from a file to its path. `files` are the addresses of open files.
@@ -33,11 +34,13 @@ pub(super) fn infer<D: X86Driver>(
     findings: &mut Findings,
 ) {
     let width = view.width();
+    let [narrow, wide] = FILE_SIZES;
+    let size = if width == 4 { narrow } else { wide };
     let mut seen = FxHashSet::default();
     let different = files.filter(|file| seen.insert(*file)).take(MAX_FILES);
-    let files: Vec<Object> = different.filter_map(|at| Some(Object { at, bytes: view.bytes(at, FILE_SIZE)? })).collect();
+    let files: Vec<Object> = different.filter_map(|at| Some(Object { at, bytes: view.bytes(at, size)? })).collect();
     let mut dentries = None;
-    let path = only(0..FILE_SIZE.saturating_sub(width), width, |path| {
+    let path = only(0..size.saturating_sub(width), width, |path| {
         let found = opened(view, &files, path).and_then(|opened| Dentries::infer(view, &opened));
         dentries = dentries.take().or(found);
         dentries.as_ref().is_some_and(|dentries| dentries.path_is_right(view, &files, path))

@@ -1,7 +1,7 @@
 //! The ring buffer of the kernel's log by content (kernel: kernel/printk/printk_ringbuffer.h, since 5.10).
 //!
 //! Its structures have had one layout since; only `text_data_ring` lies one word further behind in newer kernels. `prb` points at the
-//! buffer in use. A ring of descriptors and one of records are numbered alike: number and state in the descriptor of the oldest
+//! buffer in use (the log of older kernels: see [`record_log`]). A ring of descriptors and one of records are numbered alike: number and state in the descriptor of the oldest
 //! and the newest record must fit what the head says of them.
 
 use vmi_arch_x86::X86Driver;
@@ -9,6 +9,7 @@ use vmi_core::{Memory, Symbols, VirtAddr};
 
 use super::findings::Findings;
 use super::image;
+use super::record_log;
 use super::types::Kind;
 use super::view::View;
 
@@ -28,6 +29,9 @@ struct Ring {
 
 /// Infers `prb` and describes what it points at.
 pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, init_task: u64, symbols: &Symbols, findings: &mut Findings) {
+    if record_log::infer(view, symbols, findings) {
+        return;
+    }
     let known = symbols.find("prb").map(|symbol| symbol.address);
     let found = match known {
         Some(pointer) => view.pointer(pointer.get()).and_then(|at| ring(view, at)).map(|ring| (pointer, ring)),
@@ -46,7 +50,7 @@ pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, init_task: u64, symbols: &
             }
             describe(view.width(), ring, findings);
         }
-        None => findings.remark("the kernel's log was not found: the ring buffer that kernels have since 5.10 could not be told"),
+        None => findings.remark("the kernel's log was not found: the ring buffer that kernels have since 5.10 could not be told, and no symbols name an older log"),
     }
 }
 

@@ -101,15 +101,15 @@ fn tree<D: X86Driver>(view: &View<'_, D>, mm: &Object, root: usize, width: usize
     let (node, _) = node(entry)?;
     let parent = view.pointer(node)?;
     let tree = usize::try_from(parent.checked_sub(1)?.checked_sub(mm.at)?).ok()?;
-    // kernel: `xa_is_node`. The lock before the root has 4 bytes, with PREEMPT_RT up to 32.
-    (entry & 3 == 2 && parent & 1 == 1 && tree < root && root.checked_sub(tree)? <= MAX_LOCK).then_some(tree)
+    // kernel: `xa_is_node`. The lock before the root has 4 bytes, with PREEMPT_RT up to 32, and none in a kernel for one processor.
+    (entry & 3 == 2 && parent & 1 == 1 && root.checked_sub(tree)? <= MAX_LOCK).then_some(tree)
 }
 
-/// Where `ma_flags` is: behind the root in 6.1 to 6.5, before it in 6.12, there possibly with padding between.
+/// Where `ma_flags` is: behind the root in 6.1 to 6.5, before it in 6.12, there possibly with padding between, and at the start where the lock is empty.
 fn flags(sample: &Sample, tree: usize, root: usize) -> Option<usize> {
     let places = [root.checked_add(sample.width)?, root.saturating_sub(4), root.saturating_sub(8)];
     let mut fitting = places.into_iter().filter(|&flags| {
-        flags > tree && sample.all(|mm| mm.u32(flags).map(|flags| flags & FLAGS_SET == FLAGS_SET && flags & !FLAGS_ALL == 0))
+        flags >= tree && sample.all(|mm| mm.u32(flags).map(|flags| flags & FLAGS_SET == FLAGS_SET && flags & !FLAGS_ALL == 0))
     });
     match (fitting.next(), fitting.next()) {
         (Some(flags), None) => Some(flags),

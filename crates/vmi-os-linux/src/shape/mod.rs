@@ -16,6 +16,7 @@ mod maple_tree;
 mod module_fields;
 mod module_list;
 mod page_tables;
+mod record_log;
 mod sample;
 mod search;
 mod task_fields;

@@ -17,6 +17,8 @@ const MAX_PART: u32 = 1 << 30;
 const MAX_REFERENCES: u32 = 1 << 20;
 /// Symbols that a module may have.
 const MAX_SYMBOLS: u32 = 1 << 20;
+/// Letters of symbols that are judged.
+const MAX_LETTERS: u32 = 1024;
 /// Bytes of a symbol's name (kernel: `KSYM_NAME_LEN`).
 const MAX_SYMBOL_NAME: usize = 512;
 
@@ -109,20 +111,28 @@ impl<'a, 'v, D: X86Driver> Modules<'a, 'v, D> {
                 let symbols = self.word(module, table)?;
                 let count = module.u32(table.checked_add(width)?)?;
                 let names = self.word(module, table.checked_add(place(2))?)?;
-                let kinds = self.word(module, table.checked_add(place(3))?)?;
                 // The first symbol has no name.
                 let nameless = self.space.read::<u32>(VirtAddr::new(symbols)).ok()? == 0;
                 let empty = self.space.read::<u8>(VirtAddr::new(names)).ok()? == 0;
-                let kinds = self.space.read::<u8>(VirtAddr::new(kinds)).is_ok();
-                Some(here && count > 0 && count < MAX_SYMBOLS && nameless && empty && kinds)
+                Some(here && count > 0 && count < MAX_SYMBOLS && nameless && empty)
             })
         });
-        if findings.record("module", "kallsyms", table, Kind::Pointer).is_some() {
-            findings.add("mod_kallsyms", "symtab", 0, Kind::Pointer);
-            findings.add("mod_kallsyms", "num_symtab", place(1), Kind::Number(4));
-            findings.add("mod_kallsyms", "strtab", place(2), Kind::Pointer);
+        let Some(table) = findings.record("module", "kallsyms", table, Kind::Pointer) else { return };
+        findings.add("mod_kallsyms", "symtab", 0, Kind::Pointer);
+        findings.add("mod_kallsyms", "num_symtab", place(1), Kind::Number(4));
+        findings.add("mod_kallsyms", "strtab", place(2), Kind::Pointer);
+        let tables = table.saturating_add(width);
+        if self.all(|module| self.are_letters(module, tables.checked_add(place(1))?, tables.checked_add(place(3))?)) {
             findings.add("mod_kallsyms", "typetab", place(3), Kind::Pointer);
         }
+    }
+
+    /// Whether the table that is named at offset `table` holds what nm(1) says of symbols: a letter for each but the first, which is none. (Before 5.2 the
+    /// letters were in the symbols.)
+    fn are_letters(&self, module: &Object, count: usize, table: usize) -> Option<bool> {
+        let (count, table) = (module.u32(count)?, self.word(module, table)?);
+        let letters = self.space.bytes(table.checked_add(1)?, count.saturating_sub(1).min(MAX_LETTERS) as usize)?;
+        Some(letters.iter().all(|letter| letter.is_ascii_alphabetic() || *letter == b'?'))
     }
 
     /// `source_list` (who uses this module), `target_list`, `exit`, `refcnt`: two lists, a function or nothing, and a count that is one
@@ -268,30 +278,21 @@ impl<'a, 'v, D: X86Driver> Modules<'a, 'v, D> {
         findings.add("module", "mem", parts.array, Kind::Structures("module_memory", PARTS as u64));
     }
 
-    /// Before 6.4, `core_layout` and behind it `init_layout`: base, size, sizes of three parts in it that end at pages, and (since 4.2, with
+    /// Before 6.4, `core_layout` and behind it `init_layout`: base, size, sizes of three parts in it that end at pages (two before 4.8), and (since 4.2, with
     /// tracing) the module.
     fn layouts(&self, findings: &mut Findings) {
         let width = self.width;
-        // Two tree nodes of three words each follow the module (kernel: `struct mod_tree_node`).
-        let name = width.saturating_add(16);
-        let stride = name.saturating_add(width.saturating_mul(7));
+        let mut name = 0;
         let core = self.only(|offset| {
-            self.all(|module| {
-                let base = self.word(module, offset)?;
-                let sizes = offset.checked_add(width)?;
-                let size = module.u32(sizes)?;
-                let holds = module.at.checked_sub(base)? < u64::from(size);
-                let parts =
-                    [module.u32(sizes.checked_add(4)?)?, module.u32(sizes.checked_add(8)?)?, module.u32(sizes.checked_add(12)?)?];
-                let ascending =
-                    parts.is_sorted() && parts.iter().all(|part| *part <= size && u64::from(*part).is_multiple_of(PAGE_SIZE));
-                let named = self.word(module, offset.checked_add(name)?)? == module.at;
-                Some(base.is_multiple_of(PAGE_SIZE) && holds && size < MAX_PART && ascending && named)
-            })
+            let parts = [3usize, 2].into_iter().find(|parts| self.all(|module| self.is_layout(module, offset, *parts)));
+            name = parts.map_or(name, |parts| self.layout_name(parts));
+            parts.is_some()
         });
         let Some(core) = findings.record("module", "core_layout", core, Kind::Structure("module_layout")) else { return };
         findings.add("module_layout", "base", 0, Kind::Pointer);
         findings.add("module_layout", "size", width, Kind::Number(4));
+        // Two tree nodes of three words each follow the module (kernel: `struct mod_tree_node`).
+        let stride = name.saturating_add(width.saturating_mul(7));
         findings.types.resize("module_layout", stride as u64);
         let init = core.saturating_add(stride);
         let sound = self.all(|module| {
@@ -299,5 +300,23 @@ impl<'a, 'v, D: X86Driver> Modules<'a, 'v, D> {
             Some(base.is_multiple_of(PAGE_SIZE) && (base == 0) == (size == 0) && size < MAX_PART)
         });
         findings.record("module", "init_layout", sound.then_some(init).ok_or(Doubt::None), Kind::Structure("module_layout"));
+    }
+
+    /// Where a `module_layout` with so many parts names the module.
+    fn layout_name(&self, parts: usize) -> usize {
+        self.width.saturating_add(parts.saturating_add(1).saturating_mul(4)).next_multiple_of(self.width)
+    }
+
+    fn is_layout(&self, module: &Object, offset: usize, parts: usize) -> Option<bool> {
+        let base = self.word(module, offset)?;
+        let sizes = offset.checked_add(self.width)?;
+        let size = module.u32(sizes)?;
+        let holds = module.at.checked_sub(base)? < u64::from(size);
+        let parts_end =
+            (1..=parts).map(|index| module.u32(sizes.checked_add(index.checked_mul(4)?)?)).collect::<Option<Vec<_>>>()?;
+        let ascending =
+            parts_end.is_sorted() && parts_end.iter().all(|end| *end <= size && u64::from(*end).is_multiple_of(PAGE_SIZE));
+        let named = self.word(module, offset.checked_add(self.layout_name(parts))?)? == module.at;
+        Some(base.is_multiple_of(PAGE_SIZE) && holds && size < MAX_PART && ascending && named)
     }
 }

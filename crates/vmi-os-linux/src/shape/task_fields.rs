@@ -32,6 +32,9 @@ pub(super) struct TaskFields {
 /// How much later than the next one a task may have been started, in nanoseconds.
 const SLACK: u64 = 100_000_000;
 
+/// No machine has run for so many nanoseconds (36 years): a word that is larger is something else, such as a pointer.
+const MAX_UPTIME: u64 = 1 << 60;
+
 /// Infers the members between `tasks` and `comm` that need no more than the tasks themselves.
 pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, findings: &mut Findings) -> TaskFields {
     let sample = &tasks.sample;
@@ -122,14 +125,14 @@ fn exit_state(sample: &Sample, mm: usize, end: usize) -> Result<usize, Doubt> {
 
 /// Two times in nanoseconds: none in swapper, never (but for what processors that make tasks at the same time differ) less than in
 /// the tasks before in the list, which is in the order of creation, and the second (which counts suspended time too) never less than the
-/// first.
+/// first. (Where tasks lie one behind the other in the order of creation, pointers to them grow as well.)
 fn is_start_time(sample: &Sample, offset: usize) -> bool {
     let mut before = 0u64;
     let mut steps = 0usize;
     let ordered = sample.all(|task| {
         let start = task.u64(offset)?;
         let boot = task.u64(offset.checked_add(8)?)?;
-        let sound = start.saturating_add(SLACK) >= before && boot >= start;
+        let sound = start.saturating_add(SLACK) >= before && (start..MAX_UPTIME).contains(&boot);
         steps = steps.saturating_add(usize::from(start > before));
         before = before.max(start);
         Some(sound)

@@ -59,14 +59,14 @@ fn is_flags(sample: &Sample, mm: usize, offset: usize) -> bool {
     first == [Some(true), Some(false), Some(true)] && agree.saturating_mul(8) >= sample.objects.len().saturating_mul(7)
 }
 
-/// State bits only; running in swapper, asleep in most, and idle in some worker or (before 4.14, when workers were not) right before
-/// `stack`.
+/// State bits only; running in swapper, asleep in most, and idle in some worker or (before 4.14, when workers were not) the last before
+/// `stack`: there is at most padding between (a cache line's, in 4.13).
 fn is_state(sample: &Sample, offset: usize, stack: usize) -> bool {
     let state = |task: &Object| task.u32(offset);
     let sound = sample.all(|task| Some(state(task)? & !STATE_BITS == 0 && state(task)? & ASLEEP != ASLEEP));
     let asleep = sample.count(|task| Some(state(task)? & ASLEEP != 0));
     let idle = sample.count(|task| Some(state(task)? == TASK_IDLE));
     let swapper = sample.objects.first().and_then(state);
-    let adjacent = offset.saturating_add(sample.width) == stack;
-    sound && swapper == Some(0) && (idle > 0 || adjacent) && asleep.saturating_mul(4) >= sample.objects.len().saturating_mul(3)
+    let last = (offset.saturating_add(4)..stack).step_by(4).all(|behind| sample.all(|task| Some(task.u32(behind)? == 0)));
+    sound && swapper == Some(0) && (idle > 0 || last) && asleep.saturating_mul(4) >= sample.objects.len().saturating_mul(3)
 }

@@ -34,7 +34,7 @@ pub(super) struct Ranges {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Said {
     pub(super) start_code: u64,
-    end_code: u64,
+    pub(super) end_code: u64,
     start_data: u64,
     end_data: u64,
     pub(super) start_brk: u64,
