@@ -305,17 +305,19 @@ fn modules(linux: &Image<'_>, truth: &Truth) -> Outcome {
     if ours == wanted { Ok(format!("{} equal", wanted.len())) } else { Err(format!("{ours:?}, in truth {wanted:?}")) }
 }
 
-/// As dmesg prints it: a time before each line.
+/// As dmesg prints it: a time before each line, where the kernel was not told to do without (`CONFIG_PRINTK_TIME`).
 fn kernel_log(linux: &Image<'_>, truth: &Truth) -> Outcome {
     let records = told(linux.kernel_log().collect::<Result<Vec<_>>>())?;
     let Some(records) = records else { return Ok(UNTOLD.to_owned()) };
+    let wanted = truth.text("dmesg");
+    let wanted: Vec<_> = wanted.trim_end().lines().collect();
+    let timed = wanted.iter().all(|line| line.starts_with('['));
     let mut lines = Vec::new();
     for record in &records {
         let (seconds, micros) = (record.nanoseconds / 1_000_000_000, record.nanoseconds / 1000 % 1_000_000);
-        lines.extend(record.text.split('\n').map(|line| format!("[{seconds:5}.{micros:06}] {line}")));
+        let time = if timed { format!("[{seconds:5}.{micros:06}] ") } else { String::new() };
+        lines.extend(record.text.split('\n').map(|line| format!("{time}{line}")));
     }
-    let wanted = truth.text("dmesg");
-    let wanted: Vec<_> = wanted.trim_end().lines().collect();
     // The guest may have logged on before the image was taken.
     match lines.iter().zip(&wanted).position(|(ours, wanted)| ours != wanted) {
         None if lines.len() >= wanted.len() => Ok(format!("{} equal, {} later", wanted.len(), lines.len() - wanted.len())),
@@ -383,7 +385,8 @@ fn module_types(linux: &Image<'_>, truth: &Truth) -> Outcome {
     let names: Vec<_> = names.lines().filter_map(|line| line.split_whitespace().last()).collect();
     let mut count = 0;
     for name in truth.modules().into_iter().map(|module| module.0).filter(|name| names.contains(&name.as_str())) {
-        let types = linux.module_types(&name).map_err(|error| format!("{name}: {error}"))?;
+        let types = told(linux.module_types(&name)).map_err(|error| format!("{name}: {error}"))?;
+        let Some(types) = types else { return Ok(UNTOLD.to_owned()) };
         if types.structure("task_struct").is_err() {
             return Err(format!("{name}: {types:?}"));
         }

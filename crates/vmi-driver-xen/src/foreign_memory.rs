@@ -31,6 +31,9 @@ const CHUNK: u64 = CHUNK_PAGES * PAGE_SIZE;
 /// Chunks that are mapped in one call for a long read or a batch.
 const MAX_AT_ONCE: u64 = 16;
 
+/// How long a page that could not be mapped is taken to be absent, in milliseconds: it may have been on its way to the domain just then.
+const ABSENT: u64 = 10;
+
 /// What the cache may hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -172,6 +175,8 @@ struct Chunk {
     memory: GuestMapping,
     /// When it was mapped, by [`Clock`].
     born: u64,
+    /// The same by a clock that goes on in pauses.
+    mapped: u64,
 }
 
 /// The memory of a domain.
@@ -292,23 +297,34 @@ impl<M: Mapper> GuestMemory<M> {
             let left = CHUNK.wrapping_sub(here.get() % CHUNK);
             let piece = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
             let (part, _) = rest.split_at(piece);
-            let memory = self.for_writing(here.get() / CHUNK, now).map_err(|error| error.after(done))?;
-            memory.write(here, part).map_err(|error| error.after(done))?;
+            self.write_part(here, part, now).map_err(|error| error.after(done))?;
             done = done.saturating_add(piece);
         }
         Ok(())
     }
 
-    /// The chunk, mapped for writing now if it is not.
-    fn for_writing(&self, number: u64, now: u64) -> Result<GuestMapping> {
-        if let Some(chunk) = self.writable.get(&number).filter(|chunk| now.wrapping_sub(chunk.born) <= self.lifetime) {
-            return Ok(chunk.memory);
+    /// Writes what lies in one chunk. One that lacks a page is mapped anew, unless that was done just now: the page may have been on its way to the domain.
+    fn write_part(&self, here: PhysAddr, part: &[u8], now: u64) -> Result<()> {
+        let number = here.get() / CHUNK;
+        let known = self.writable.get(&number).filter(|chunk| now.wrapping_sub(chunk.born) <= self.lifetime);
+        let Some(chunk) = known else { return self.map_for_writing(number, now)?.write(here, part) };
+        match chunk.memory.write(here, part) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Hole { .. }) && milliseconds().saturating_sub(chunk.mapped) >= ABSENT =>
+            {
+                self.map_for_writing(number, now)?.write(here, part)
+            }
+            written => written,
         }
+    }
+
+    /// Maps a chunk for writing.
+    fn map_for_writing(&self, number: u64, now: u64) -> Result<GuestMapping> {
         let frames = self.source.frames(number, 1)?;
         let first = number.saturating_mul(CHUNK_PAGES);
         let pages: Vec<u64> = (first..first.saturating_add(CHUNK_PAGES)).collect();
         let memory = self.source.mapper.map(&pages, &frames, true)?;
-        self.writable.insert(number, Chunk { memory: memory.clone(), born: now });
+        self.writable.insert(number, Chunk { memory: memory.clone(), born: now, mapped: milliseconds() });
         // What the cache evicts is unmapped now and not some time.
         self.writable.run_pending_tasks();
         Ok(memory)

@@ -1,5 +1,6 @@
 //! Which frames are mapped for guest-physical pages: the same for HVM and PVH, machine frames for PV.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -50,8 +51,18 @@ impl MachineFrames for Machine {
     }
 }
 
-/// How often the whole list is read anew at most, when it lacks something.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long after it was read the whole list is not read anew, when it lacks something: ten times what reading took, so that a guest that names frames which are not its own costs
+/// little, but not so long that a list of tasks which such a page belongs to is given up.
+fn patience(took: Duration) -> Duration {
+    took.saturating_mul(10).clamp(Duration::from_millis(10), Duration::from_millis(500))
+}
+
+/// When the list was read last, and how long that took.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    ended: Instant,
+    took: Duration,
+}
 
 /// The two-way list of a PV domain, kept up to date.
 #[derive(Debug)]
@@ -62,14 +73,19 @@ pub(crate) struct Paravirtual {
     /// Pages that the domain has by Xen's word.
     pages: u64,
     list: RwLock<P2m>,
-    read_at: Mutex<Instant>,
+    /// Held while the list is read anew: whoever lacks a frame meanwhile waits for it.
+    last: Mutex<Reading>,
+    /// How often it was read anew.
+    readings: AtomicU64,
 }
 
 impl Paravirtual {
     /// Reads the list.
     pub(crate) fn new(machine: Machine, shared: u64, pages: u64) -> Result<Self, P2mError> {
-        let list = Self::read(&machine, shared, pages)?;
-        Ok(Self { machine, shared, pages, list: RwLock::new(list), read_at: Mutex::new(Instant::now()) })
+        let began = Instant::now();
+        let list = RwLock::new(Self::read(&machine, shared, pages)?);
+        let last = Mutex::new(Reading { ended: Instant::now(), took: began.elapsed() });
+        Ok(Self { machine, shared, pages, list, last, readings: AtomicU64::new(0) })
     }
 
     fn read(machine: &Machine, shared: u64, pages: u64) -> Result<P2m, P2mError> {
@@ -84,29 +100,34 @@ impl Paravirtual {
         list.runs().into_iter().filter_map(region).collect()
     }
 
-    /// Reads the list anew, unless that was done just now. Says whether it was.
-    fn refresh(&self) -> bool {
-        {
-            let mut read_at = self.read_at.lock().unwrap_or_else(PoisonError::into_inner);
-            if read_at.elapsed() < PATIENCE {
-                return false;
-            }
-            *read_at = Instant::now();
+    /// Reads the list anew, unless that was done just now. Says whether it is another one than after so many readings.
+    fn refresh(&self, readings: u64) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.readings.load(Ordering::Acquire) != readings {
+            return true;
         }
-        match Self::read(&self.machine, self.shared, self.pages) {
+        if last.ended.elapsed() < patience(last.took) {
+            return false;
+        }
+        let began = Instant::now();
+        let read = Self::read(&self.machine, self.shared, self.pages);
+        *last = Reading { ended: Instant::now(), took: began.elapsed() };
+        match read {
             Ok(new) => *self.list.write().unwrap_or_else(PoisonError::into_inner) = new,
             Err(error) => {
                 tracing::warn!(%error, "the list of machine frames cannot be read anew");
                 return false;
             }
         }
+        self.readings.fetch_add(1, Ordering::Release);
         true
     }
 
     /// The page that a machine frame is, or `None` if it is none of the domain's.
     pub(crate) fn page(&self, frame: u64) -> Option<u64> {
+        let readings = self.readings.load(Ordering::Acquire);
         let look = || self.list.read().unwrap_or_else(PoisonError::into_inner).page(frame);
-        look().or_else(|| self.refresh().then(look).flatten())
+        look().or_else(|| self.refresh(readings).then(look).flatten())
     }
 
     /// Whether the domain has changed where its list is since it was read.
@@ -126,8 +147,9 @@ fn anchor(machine: &Machine, shared: u64) -> Result<Anchor, P2mError> {
 impl Frames for Arc<Paravirtual> {
     fn frames(&self, first: u64, count: usize, frames: &mut Vec<u64>) -> Result<()> {
         const ENTRIES: u64 = PAGE_SIZE / 8;
+        let readings = self.readings.load(Ordering::Acquire);
         if self.is_moved() {
-            self.refresh();
+            self.refresh(readings);
         }
         let list_frame = |page: u64| {
             let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
@@ -138,9 +160,26 @@ impl Frames for Arc<Paravirtual> {
         let frame = list_frame(first);
         if frame != NONE {
             let skip = (first % ENTRIES) as usize;
+            let before = frames.len();
             self.machine.read(&[frame], &mut |_, page| frames.extend(P2m::entries(page, skip, count)))?;
+            if frames.len() == before {
+                tracing::debug!(frame, first, "a page of the list of machine frames cannot be mapped");
+            }
         }
         frames.resize(end, NONE);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_read_soon_is_read_often() {
+        let milliseconds = Duration::from_millis;
+        assert_eq!(patience(Duration::ZERO), milliseconds(10));
+        assert_eq!(patience(milliseconds(5)), milliseconds(50));
+        assert_eq!(patience(Duration::MAX), milliseconds(500));
     }
 }

@@ -1,5 +1,15 @@
 //! Xen domains for the vmi workspace.
 //!
+#![cfg_attr(feature = "xenctrl", doc = "```no_run")]
+#![cfg_attr(not(feature = "xenctrl"), doc = "```ignore")]
+//! use vmi_core::{Memory, PhysAddr, Vmi};
+//! use vmi_driver_xen::{Options, XenDriver};
+//!
+//! let vmi = Vmi::new(XenDriver::open("web1", &Options::new())?); // in dom0, as root
+//! println!("{:#x}", vmi.read::<u64>(PhysAddr::new(0x1000))?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! This crate is under GPL-3.0-only, as the crate `xenctrl` is through which it makes its control calls; the rest of the workspace is not. Xen's other libraries are opened at run time,
 //! so that one program serves Xen 4.17 to 4.20.
 //!

@@ -1,5 +1,21 @@
 //! A process that lets a guest go on when ours has died.
 //!
+//! ```
+//! use std::os::fd::AsFd;
+//! use std::os::unix::net::UnixDatagram;
+//! use vmi_guardian::Guardian;
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let (guest, tool) = UnixDatagram::pair()?;
+//! // SAFETY: what is called when this process dies makes one system call, with memory that is there.
+//! let guardian = unsafe { Guardian::new(&[tool.as_fd()], || _ = tool.send(b"go on"))? };
+//! guardian.held(true); // the guest stands still from here on ...
+//! guardian.held(false); // ... to here
+//! # drop(guest);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! What a tool does to a guest from outside (it pauses it, or has its vCPUs wait at events) nobody takes back if the tool is killed: neither QEMU nor Xen takes a closed
 //! connection for "go on". So a back end forks a [`Guardian`] as soon as it holds a guest for the first time. The guardian waits at a socket whose other end only the
 //! tool has; when that closes, by whatever end of the tool, `SIGKILL` included, it does the one thing that lets the guest go on, and ends.

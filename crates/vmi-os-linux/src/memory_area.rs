@@ -19,8 +19,6 @@ const MAX_NAME: usize = 256;
 
 /// What names the areas that the kernel itself maps.
 const SPECIAL_NAME: &str = "special_mapping_name";
-/// `NONE`, the last of the three values of `vsyscall_mode`.
-const VSYSCALL_NONE: u32 = 2;
 
 const READ: u64 = 1;
 const WRITE: u64 = 2;
@@ -110,11 +108,18 @@ impl<'l, 'v, D: X86Driver> Areas<'l, 'v, D> {
     }
 }
 
-/// The area of the page of system calls that every 64-bit program sees (arch/x86/entry/vsyscall/vsyscall_64.c), if the kernel was not told to do without.
+/// The area of the page of system calls that every 64-bit program sees (arch/x86/entry/vsyscall/vsyscall_64.c), if the kernel was not told to do without: then the page is mapped
+/// or, since 5.3, the area no more than executable. (The numbers of `vsyscall_mode` have meant different things.)
 fn gate_area<D: X86Driver>(linux: &Linux<'_, D>) -> Result<Option<VirtAddr>> {
-    let symbols = &linux.kernel().symbols;
-    let (Some(area), Some(mode)) = (symbols.find("gate_vma"), symbols.find("vsyscall_mode")) else { return Ok(None) };
-    Ok((linux.kernel_space().read::<u32>(mode.address)? != VSYSCALL_NONE).then_some(area.address))
+    let Some(area) = linux.kernel().symbols.find("gate_vma").map(|symbol| symbol.address) else { return Ok(None) };
+    if linux.pointer(area, linux.layout.area.flags)?.get() & READ == 0 {
+        return Ok(Some(area));
+    }
+    match linux.kernel_space().translate(linux.pointer(area, linux.layout.area.start)?) {
+        Ok(_) => Ok(Some(area)),
+        Err(error) if matches!(error.kind(), ErrorKind::Fault(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 impl<'l, 'v, D: X86Driver> Iterator for Areas<'l, 'v, D> {
@@ -269,26 +274,26 @@ mod tests {
         assert!(areas[0].execute && !areas[0].write && areas[2].shared);
     }
 
-    /// The guest with a page of system calls: a program of 64 bits, whose last area ends above 4 GiB, sees it.
-    fn with_gate(mode: u32, end: u64) -> TestGuest {
+    /// The guest with a page of system calls at `at`: a program of 64 bits, whose last area ends above 4 GiB, sees it.
+    fn with_gate(at: u64, flags: u64, end: u64) -> TestGuest {
         let mut guest = guest();
         guest.put(0xd208, &[end]);
-        guest.put(0xe000, &[0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000, 0, EXECUTE]);
-        guest.put32(0xe100, &[mode]);
+        guest.put(0xe000, &[at, at.wrapping_add(0x1000), 0, flags]);
         guest.symbol("gate_vma", 0xe000);
-        guest.symbol("vsyscall_mode", 0xe100);
         guest
     }
 
     #[test]
     fn the_page_of_system_calls_is_the_last_area() {
-        let (found, error) = areas(with_gate(1, 0x7fff_0000_0000));
+        const AT: u64 = 0xffff_ffff_ff60_0000;
+        const END: u64 = 0x3000_0000;
+        let (found, error) = areas(with_gate(AT, EXECUTE, 0x7fff_0000_0000));
         assert!(error.is_none(), "{error:?}");
         let gate = found.get(3).unwrap();
-        assert_eq!((gate.start.get(), gate.name.as_deref()), (0xffff_ffff_ff60_0000, Some("[vsyscall]")));
+        assert_eq!((gate.start.get(), gate.name.as_deref()), (AT, Some("[vsyscall]")));
         assert!(gate.execute && !gate.read && found.len() == 4);
-        assert_eq!(areas(with_gate(VSYSCALL_NONE, 0x7fff_0000_0000)).0.len(), 3, "switched off");
-        assert_eq!(areas(with_gate(1, 0xb000)).0.len(), 3, "a program of 32 bits");
+        assert_eq!(areas(with_gate(AT, READ | EXECUTE, 0x7fff_0000_0000)).0.len(), 3, "not mapped: switched off");
+        assert_eq!(areas(with_gate(AT, EXECUTE, END)).0.len(), 3, "a program of 32 bits");
     }
 
     #[test]

@@ -11,16 +11,13 @@ use std::time::Duration;
 
 use vmi_core::{Address, Error, GuestMapping, MemoryMap, PAGE_SIZE, PhysAddr, RawPiece, Region, Result, Window};
 
-use super::{CHUNK, CHUNK_PAGES, MAX_AT_ONCE, Mapper, Source, milliseconds};
+use super::{ABSENT, CHUNK, CHUNK_PAGES, MAX_AT_ONCE, Mapper, Source, milliseconds};
 
 /// Address space beyond the memory that a domain has when it is opened: it may get more.
 const AT_LEAST: u64 = 8 << 30;
 
 /// The longest sleep, in milliseconds.
 const LONGEST: u64 = 3_600_000;
-
-/// How long a page that could not be mapped is taken to be absent, in milliseconds: it may have been on its way to the domain just then.
-const ABSENT: u64 = 10;
 
 /// The chunks that are mapped.
 #[derive(Debug, Default)]

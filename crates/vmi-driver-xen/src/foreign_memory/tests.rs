@@ -68,6 +68,7 @@ impl Domain {
 impl Mapper for Domain {
     fn map(&self, pages: &[u64], frames: &[u64], writable: bool) -> Result<GuestMapping> {
         assert!(pages == frames && (!writable || pages.len() == CHUNK_PAGES as usize));
+        let late = *self.state.late.lock().unwrap();
         self.state.alone.fetch_add(1, Ordering::SeqCst);
         let memory = self.state.memory.lock().unwrap();
         let words = pages.iter().flat_map(|page| {
@@ -79,7 +80,7 @@ impl Mapper for Domain {
         let pieces: Vec<RawPiece> = pages
             .iter()
             .enumerate()
-            .filter(|(_, page)| there(**page))
+            .filter(|(_, page)| there(**page) && late != Some(**page))
             .map(|(index, page)| RawPiece {
                 region: Region::new(PhysAddr::new(page * PAGE_SIZE), PAGE_SIZE).unwrap(),
                 host: host.wrapping_add(index * PAGE),
@@ -153,6 +154,28 @@ fn a_page_that_was_late_is_found() {
         assert_eq!(cache.shown.mapped(), 1);
         cache.read(PhysAddr::new(7 * PAGE_SIZE), &mut byte).unwrap_err();
     }
+}
+
+/// The same for a page that is written to.
+#[test]
+fn a_page_that_was_late_is_written() {
+    let domain = Domain::new();
+    let cache = domain.cache(u64::MAX, u64::MAX);
+    let at = PhysAddr::new(5 * PAGE_SIZE + 8);
+    *domain.state.late.lock().unwrap() = Some(5);
+    let (began, before) = (std::time::Instant::now(), cache.counters().calls);
+    for _ in 0..10_000 {
+        let error = cache.write(at, &[1]).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Hole { .. }), "{error}");
+    }
+    let most = 2 + began.elapsed().as_millis() as u64 / 5;
+    assert!(cache.counters().calls - before <= most, "{:?}, {most}", cache.counters());
+    *domain.state.late.lock().unwrap() = None;
+    let began = std::time::Instant::now();
+    while cache.write(at, &[1]).is_err() {
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
+    cache.write(PhysAddr::new(7 * PAGE_SIZE), &[1]).unwrap_err();
 }
 
 #[test]
