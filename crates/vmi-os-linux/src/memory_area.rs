@@ -55,8 +55,8 @@ struct Areas<'l, 'v, D: X86Driver> {
     linux: &'l Linux<'v, D>,
     mm: VirtAddr,
     source: Source<'l, 'v, D>,
-    /// What the kernel shows behind all areas.
-    gate: Option<VirtAddr>,
+    /// What the kernel shows behind all areas is still to come.
+    gate: bool,
     /// Where the area before ended.
     end: VirtAddr,
     count: usize,
@@ -72,8 +72,7 @@ impl<'l, 'v, D: X86Driver> Areas<'l, 'v, D> {
             Some(mm) if layout.mmap.exists() => Source::List(linux.pointer(mm, layout.mmap)?),
             Some(mm) => Source::Tree(MapleTree::new(&linux.space, linux.pointer(mm, layout.maple_root)?)),
         };
-        let gate = if mm.is_some() { gate_area(linux)? } else { None };
-        Ok(Self { linux, mm: mm.unwrap_or_default(), source, gate, end: VirtAddr::ZERO, count: 0 })
+        Ok(Self { linux, mm: mm.unwrap_or_default(), source, gate: mm.is_some(), end: VirtAddr::ZERO, count: 0 })
     }
 
     fn step(&mut self) -> Result<Option<Area<'l, 'v, D>>> {
@@ -83,7 +82,8 @@ impl<'l, 'v, D: X86Driver> Areas<'l, 'v, D> {
             Source::Tree(tree) => tree.next().transpose()?,
             Source::List(next) => Some(*next).filter(|next| !next.is_null()),
         };
-        let Some(at) = at.or_else(|| self.take_gate()) else { return Ok(None) };
+        let at = if at.is_some() { at } else { self.gate()? };
+        let Some(at) = at else { return Ok(None) };
         let start = self.linux.pointer(at, layout.start)?;
         let end = self.linux.pointer(at, layout.end)?;
         // This guards against lists in a circle, too: no area can come up twice.
@@ -102,9 +102,10 @@ impl<'l, 'v, D: X86Driver> Areas<'l, 'v, D> {
     }
 
     /// The gate area, once, if the process has it: a 64-bit program does, and has memory (its stack) that no 32-bit program could have.
-    fn take_gate(&mut self) -> Option<VirtAddr> {
+    fn gate(&mut self) -> Result<Option<VirtAddr>> {
         self.source = Source::None;
-        self.gate.take().filter(|_| self.end > VirtAddr::new(u32::MAX.into()))
+        let wide = self.end > VirtAddr::new(u32::MAX.into());
+        if core::mem::take(&mut self.gate) && wide { gate_area(self.linux) } else { Ok(None) }
     }
 }
 
@@ -128,7 +129,7 @@ impl<'l, 'v, D: X86Driver> Iterator for Areas<'l, 'v, D> {
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.step();
         if step.is_err() {
-            (self.source, self.gate) = (Source::None, None);
+            (self.source, self.gate) = (Source::None, false);
         }
         step.transpose()
     }
