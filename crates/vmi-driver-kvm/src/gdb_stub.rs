@@ -14,6 +14,7 @@ use vmi_core::{Capability, Error, Result};
 
 use crate::failure::Failures;
 use crate::gdb::{GdbAddress, GdbClient, GdbOptions};
+use crate::processes::from_start;
 use crate::qmp::{Monitor, MonitorError, query};
 
 /// The name that our own character device has in QEMU.
@@ -30,7 +31,7 @@ const NOBODY: &str = "disconnected:";
 pub(crate) struct GdbStub {
     /// Where the user says that it is.
     given: Option<GdbAddress>,
-    /// QEMU's process, whose working directory relative paths start from.
+    /// QEMU's process: relative paths start where it was started.
     pid: Option<u32>,
     options: GdbOptions,
     /// Whether the stub that is open is one that we opened.
@@ -106,7 +107,7 @@ impl GdbStub {
         let address: GdbAddress = text.parse().ok()?;
         Some(match (address, self.pid) {
             (GdbAddress::Unix(path), Some(pid)) if path.is_relative() => {
-                GdbAddress::Unix(Path::new("/proc").join(pid.to_string()).join("cwd").join(path))
+                GdbAddress::Unix(from_start(&Path::new("/proc").join(pid.to_string()), &path))
             }
             (address, _) => address,
         })
@@ -209,9 +210,10 @@ mod tests {
 
     #[test]
     fn the_stub_that_qemu_was_started_with_is_found() {
-        let stub = GdbStub::new(None, Some(7), GdbOptions::default());
+        // There is no such process.
+        let stub = GdbStub::new(None, Some(u32::MAX), GdbOptions::default());
         let address = |text: &str| stub.address(text).map(|address| address.to_string());
-        assert_eq!(address("disconnected:unix:g.sock,server=on").unwrap(), "unix:/proc/7/cwd/g.sock");
+        assert_eq!(address("disconnected:unix:g.sock,server=on").unwrap(), "unix:/proc/4294967295/cwd/g.sock");
         assert_eq!(address("unix:/run/g.sock,server=on").unwrap(), "unix:/run/g.sock");
         assert_eq!(address("disconnected:tcp:0.0.0.0:1234,server=on").unwrap(), "tcp:0.0.0.0:1234");
         assert_eq!(address("stdio"), None);

@@ -134,7 +134,7 @@ pub fn exercise(line: &[u8]) -> usize {
 
 /// A relative path of the process, seen from here. It starts where the process was started, which is not where it is: a QEMU that made itself
 /// a daemon is at the root.
-fn from_start(root: &Path, path: &Path) -> PathBuf {
+pub(crate) fn from_start(root: &Path, path: &Path) -> PathBuf {
     let there = root.join("cwd").join(path);
     if there.exists() {
         return there;
@@ -256,6 +256,18 @@ mod tests {
 
     fn parse(line: &str) -> CommandLine {
         CommandLine::parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_daemon_s_relative_paths_start_where_it_was_started() {
+        let root = tempfile::tempdir().unwrap();
+        let path = Path::new("g.sock");
+        assert_eq!(from_start(root.path(), path), root.path().join("cwd/g.sock"), "nothing else is known");
+        std::fs::write(root.path().join("environ"), b"HOME=/root\0PWD=/run/vm\0").unwrap();
+        assert_eq!(from_start(root.path(), path), root.path().join("root/run/vm/g.sock"));
+        std::fs::create_dir(root.path().join("cwd")).unwrap();
+        std::fs::write(root.path().join("cwd/g.sock"), b"").unwrap();
+        assert_eq!(from_start(root.path(), path), root.path().join("cwd/g.sock"), "no daemon");
     }
 
     #[test]
