@@ -5,8 +5,9 @@
 //! there the list leads over init to `kthreadd` (processes 1 and 2, made in this order by `rest_init` in init/main.c) and all
 //! others, and back.
 
+use memchr::memmem::Finder;
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Memory, PhysAddr, Vmi};
+use vmi_core::{Memory, PAGE_SIZE, PhysAddr, VirtAddr, Vmi};
 
 use super::search::find_all;
 use super::view::{Budget, View, Window};
@@ -16,6 +17,10 @@ use super::{Hints, ShapeError};
 const MAX_DISTANCE: u64 = 0x1000;
 /// Candidates for the name of `init_task` that are looked at.
 const MAX_HITS: usize = 4096;
+/// How far behind the start of `init_task` its name is searched: more bytes than the structure has.
+const MAX_TASK: u64 = 0x8000;
+/// How far behind the start of its code a kernel's image is searched.
+const MAX_IMAGE: u64 = 64 << 20;
 
 /// The length of a task's name with its terminator (kernel: `TASK_COMM_LEN` in include/linux/sched.h).
 pub(super) const COMM_LEN: usize = 16;
@@ -44,30 +49,43 @@ pub(super) struct TaskList<'v, D: X86Driver> {
     pub(super) to_comm: u64,
 }
 
-/// Finds the list of all processes: the longest list that closes.
+/// How the name of the first idle task begins.
+const NAME: &[u8] = b"swapper";
+
+/// Finds the list of all processes: the longest list that closes. It is searched where the kernel must have it, if that is known, and else in all memory.
 pub(super) fn find<'v, D: X86Driver>(vmi: &'v Vmi<D>, hints: &Hints<'_>) -> Result<TaskList<'v, D>, ShapeError> {
-    let (hits, more) = find_all(vmi, b"swapper", MAX_HITS);
     let budget = Budget::new();
     let search = Search { vmi, paged: hints.tables.map(|(mode, root)| View::paged(vmi, mode, root, &budget)), budget };
-    let mut best: Option<TaskList<'v, D>> = None;
-    let mut names = 0usize;
-    for &comm_at in &hits {
-        if !is_swapper(vmi, comm_at) {
-            continue;
+    let near = search.paged.as_ref().map(|view| names_in_image(view, hints)).unwrap_or_default();
+    if let (Some(list), _) = search.longest(hints, &near) {
+        return Ok(list);
+    }
+    let (hits, more) = find_all(vmi, NAME, MAX_HITS);
+    let (list, names) = search.longest(hints, &hits);
+    list.ok_or(ShapeError::NoTaskList { names, more, exhausted: search.budget.is_spent() })
+}
+
+/// The places in the kernel's image that may be the name of `init_task`: in that variable, if it is known, or behind the start of the code.
+fn names_in_image<D: X86Driver>(view: &View<'_, D>, hints: &Hints<'_>) -> Vec<PhysAddr> {
+    let address = |name: &str| hints.symbols.find(name).map(|symbol| symbol.address.get());
+    let range = match (address("init_task"), address("_text").or_else(|| address("_stext"))) {
+        (Some(task), _) => task..task.saturating_add(MAX_TASK),
+        (None, Some(code)) => code..code.saturating_add(MAX_IMAGE),
+        (None, None) => return Vec::new(),
+    };
+    let finder = Finder::new(NAME);
+    let mut page = vec![0; PAGE_SIZE as usize];
+    let mut found = Vec::new();
+    for at in (VirtAddr::new(range.start).page().get()..range.end).step_by(PAGE_SIZE as usize) {
+        if view.read_into(VirtAddr::new(at), &mut page).is_ok() {
+            // Names are aligned to words, so none lies across the end of a page but for its padding.
+            found.extend(finder.find_iter(&page).filter_map(|offset| view.locate(at.checked_add(offset as u64)?)));
         }
-        names = names.saturating_add(1);
-        for width in hints.widths() {
-            for to_comm in (0..MAX_DISTANCE).filter(|distance| comm_at.get().wrapping_sub(*distance).is_multiple_of(width)) {
-                let Some(node) = comm_at.checked_sub(to_comm) else { break };
-                let Some(list) = search.walk(width as usize, node, to_comm) else { continue };
-                match &best {
-                    Some(known) if known.nodes.len() >= list.nodes.len() => {}
-                    _ => best = Some(list),
-                }
-            }
+        if found.len() >= MAX_HITS {
+            break;
         }
     }
-    best.ok_or(ShapeError::NoTaskList { names, more, exhausted: search.budget.is_spent() })
+    found
 }
 
 /// Whether the name of the first idle task is here, padded with zeros.
@@ -85,6 +103,26 @@ struct Search<'v, D: X86Driver> {
 }
 
 impl<'v, D: X86Driver> Search<'v, D> {
+    /// The longest list that closes and has the name of its first task at one of these places, and at how many there is such a name.
+    fn longest(&self, hints: &Hints<'_>, places: &[PhysAddr]) -> (Option<TaskList<'v, D>>, usize) {
+        let mut best: Option<TaskList<'v, D>> = None;
+        let mut names = 0usize;
+        for &comm_at in places.iter().filter(|at| is_swapper(self.vmi, **at)) {
+            names = names.saturating_add(1);
+            for width in hints.widths() {
+                for to_comm in (0..MAX_DISTANCE).filter(|distance| comm_at.get().wrapping_sub(*distance).is_multiple_of(width)) {
+                    let Some(node) = comm_at.checked_sub(to_comm) else { break };
+                    let Some(list) = self.walk(width as usize, node, to_comm) else { continue };
+                    match &best {
+                        Some(known) if known.nodes.len() >= list.nodes.len() => {}
+                        _ => best = Some(list),
+                    }
+                }
+            }
+        }
+        (best, names)
+    }
+
     /// The closed list that starts at the node `first`, if there is one.
     fn walk(&self, width: usize, first: PhysAddr, to_comm: u64) -> Option<TaskList<'v, D>> {
         let next = physical_pointer(self.vmi, first, width)?;
