@@ -196,3 +196,22 @@ fn descend<D: X86Driver>(view: &View<'_, D>, at: Entry, depth: usize, visits: &m
     }
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_before_and_behind_the_root() {
+        // A tree at 0x10 of an `mm_struct`, with flags at each place where kernels have them, and its root.
+        let find = |flags_at: usize, root: usize| {
+            let mut bytes = vec![0; 0x40];
+            bytes[flags_at..flags_at + 4].copy_from_slice(&(FLAGS_SET | 0x40).to_le_bytes());
+            flags(&Sample { width: 8, objects: vec![Object { at: 0, bytes }] }, 0x10, root)
+        };
+        assert_eq!(find(0x20, 0x18), Some(0x20), "6.1: lock, root, flags");
+        assert_eq!(find(0x14, 0x18), Some(0x14), "6.12: lock, flags, root");
+        assert_eq!(find(0x10, 0x18), Some(0x10), "one processor: the lock has no bytes");
+        assert_eq!(find(0x0c, 0x10), None, "before the tree");
+    }
+}

@@ -140,3 +140,24 @@ fn is_start_time(sample: &Sample, offset: usize) -> bool {
     let swapper = sample.objects.first().and_then(|task| task.u64(offset));
     ordered && swapper == Some(0) && steps.saturating_mul(2) > sample.objects.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tasks that have these pairs of words at offset 0, swapper first.
+    fn tasks(words: impl Iterator<Item = (u64, u64)>) -> Sample {
+        let bytes = |(first, second): (u64, u64)| [first.to_le_bytes(), second.to_le_bytes()].concat();
+        Sample { width: 8, objects: words.map(|pair| Object { at: 0, bytes: bytes(pair) }).collect() }
+    }
+
+    #[test]
+    fn times_grow_and_pointers_are_no_times() {
+        let second = |task: u64| task * 1_000_000_000;
+        assert!(is_start_time(&tasks((0..9).map(|task| (second(task), second(task) + 5))), 0));
+        assert!(!is_start_time(&tasks((0..9).map(|task| (second(9 - task), second(9 - task)))), 0), "they shrink");
+        // Links between tasks that lie one behind the other in the order of creation.
+        let pointer = |task: u64| if task == 0 { 0 } else { 0xffff_8880_0200_0000 + (task << 12) };
+        assert!(!is_start_time(&tasks((0..9).map(|task| (pointer(task), pointer(task + 1)))), 0));
+    }
+}
