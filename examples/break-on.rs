@@ -5,7 +5,7 @@ mod common;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::events::{Limits, place, watch, within};
+use common::events::{Limits, place, set_breakpoint, watch, within};
 use common::{Common, EXIT_CODES};
 use vmi::Trap;
 
@@ -18,13 +18,13 @@ Examples:
   break-on do_exit qemu:/run/guest.qmp                     which process ends
   break-on __x64_sys_execve,__x64_sys_kill qemu:4711       two system calls, by the process id of QEMU
   break-on do_exit --registers -n 1 qemu:/run/guest.qmp    all registers, once
-  break-on --hardware do_exit gdb:localhost:1234           by a debug register, which KVM needs in the kernel
+  break-on --hardware do_exit gdb:localhost:1234           by a debug register or not at all
 
 {EXIT_CODES}"))]
 struct Args {
     /// Symbols or addresses, with commas between them; NAME+OFFSET too
     places: String,
-    /// Use debug registers: they change no memory of the guest, and there are four under KVM
+    /// Fail where debug registers do not suffice (KVM has four); else INT3 is written into the guest's code for what is left
     #[arg(long)]
     hardware: bool,
     #[command(flatten)]
@@ -40,9 +40,8 @@ fn main() -> ExitCode {
         let guest = args.common.attach(&vmi)?;
         let mut events = vmi.events()?;
         for text in args.places.split(',') {
-            let trap = Trap::breakpoint(place(&*guest, text)?);
-            let trap = if args.hardware { trap.hardware() } else { trap };
-            events.set(within(&*guest, trap, args.limits.pid)?)?;
+            let trap = within(&*guest, Trap::breakpoint(place(&*guest, text)?), args.limits.pid)?;
+            if args.hardware { events.set(trap.hardware()) } else { set_breakpoint(&mut events, trap) }?;
         }
         watch(&*guest, &mut events, &args.limits, &args.common)
     })

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use common::events::set_breakpoint;
 use common::table::{Column, Row};
 use common::text::{Hex, cell};
 use common::{Common, EXIT_CODES};
@@ -137,7 +138,7 @@ impl Trace<'_> {
     fn switches(&mut self, vmi: &Vmi<AnyDriver>, print: Print<'_>) -> anyhow::Result<()> {
         let mut events = vmi.events()?;
         // Comes just after the kernel has loaded CR3 for the next task (Linux: kernel/sched/core.c, context_switch).
-        events.set(Trap::breakpoint(self.guest.symbols().address("__switch_to")?))?;
+        set_breakpoint(&mut events, Trap::breakpoint(self.guest.symbols().address("__switch_to")?))?;
         loop {
             let left = self.left();
             if left.is_zero() {
@@ -153,7 +154,7 @@ impl Trace<'_> {
     fn steps(&mut self, vmi: &Vmi<AnyDriver>, print: Print<'_>) -> anyhow::Result<()> {
         let mut events = vmi.events()?;
         // Something that comes soon: whatever a vCPU runs first. Stepping goes on from there.
-        let first = events.set(Trap::breakpoint(self.guest.symbols().address("__switch_to")?))?;
+        let first = set_breakpoint(&mut events, Trap::breakpoint(self.guest.symbols().address("__switch_to")?))?;
         let mut removed = false;
         loop {
             let left = self.left();

@@ -5,7 +5,7 @@ mod common;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::events::{Limits, place, stepping, within};
+use common::events::{Limits, place, set_breakpoint, stepping, within};
 use common::{Common, EXIT_CODES};
 use vmi::{EventAbility, Trap, VcpuId};
 
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
                 Trap::instructions(VcpuId(args.vcpu))
             }
         };
-        let id = events.set(within(&*guest, trap, args.limits.pid)?)?;
+        let id = set_breakpoint(&mut events, within(&*guest, trap, args.limits.pid)?)?;
         stepping(&*guest, &mut events, args.from.is_some().then_some(id), &args.limits, &args.common)
     })
 }

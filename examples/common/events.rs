@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde::Serialize;
 use vmi::x86::{Registers, X86};
-use vmi::{AnyDriver, Event, Events, Guest, Reply, Trap, TrapId, VirtAddr, What};
+use vmi::{AnyDriver, Event, EventAbility, Events, Guest, Reply, Trap, TrapId, VirtAddr, What};
 
 use super::Common;
 use super::table::{Column, Row, Table};
@@ -51,6 +51,18 @@ pub fn within(guest: &dyn Guest, trap: Trap<X86>, pid: Option<u32>) -> anyhow::R
     let roots = guest.page_tables(&process);
     anyhow::ensure!(!roots.is_empty(), "process {pid} ({}) has no memory of its own: kernel threads run in any", process.name);
     Ok(roots.into_iter().fold(trap, Trap::in_address_space))
+}
+
+/// Sets a breakpoint: in a debug register while the back end has one to give, else as an INT3 in the code.
+///
+/// KVM's QEMU writes an INT3 through the page tables that the vCPU runs on, and under page-table isolation those of a process lack most of the kernel.
+pub fn set_breakpoint(events: &mut Events<'_, AnyDriver>, trap: Trap<X86>) -> vmi::Result<TrapId> {
+    if events.abilities().has(EventAbility::HardwareBreakpoint)
+        && let Ok(id) = events.set(trap.clone().hardware())
+    {
+        return Ok(id);
+    }
+    events.set(trap)
 }
 
 /// Hands events over until the limits are reached. What `seen` returns true for counts.

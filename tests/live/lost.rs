@@ -16,6 +16,7 @@ use vmi::kvm::{Options, QemuDriver, Road};
 use vmi::linux::Linux;
 use vmi::{Driver, ErrorKind, Memory, PhysAddr, Trap, VcpuId, Vmi, WriteMemory};
 
+use crate::breakpoints;
 use crate::harness::{LiveGuest, Machine, Memory as Backing, Qemu, Qmp, Shape};
 use crate::roads::open;
 
@@ -193,7 +194,7 @@ fn killed_at_an_event() {
         let linux = Linux::attach(&vmi).unwrap();
         let at = linux.symbols().address(BUSY).unwrap();
         let mut events = vmi.events().unwrap();
-        events.set(Trap::breakpoint(at)).unwrap();
+        events.set(breakpoints::at(at)).unwrap();
         let event = events.next(PATIENCE).unwrap().expect("a call");
         kill_qemu(guest.pid());
         gone("reply", || event.reply(vmi::Reply::resume()));
@@ -229,7 +230,7 @@ fn powered_off_by_itself() {
         let linux = Linux::attach(&vmi).unwrap();
         let at = linux.symbols().address("__x64_sys_reboot").unwrap();
         let mut events = vmi.events().unwrap();
-        events.set(Trap::breakpoint(at)).unwrap();
+        events.set(breakpoints::at(at)).unwrap();
         thread::scope(|scope| {
             // The shell does not answer any more.
             scope.spawn(|| guest.sh_within("poweroff -f", PATIENCE));

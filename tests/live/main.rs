@@ -4,6 +4,7 @@
 //! `cargo xtask lab` fetches what they need. A guest is booted once for its row, and then goes through all checks one after another.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
+mod breakpoints;
 mod control;
 mod deaths;
 mod ends;

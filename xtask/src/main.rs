@@ -1,11 +1,13 @@
 //! The project's tasks, as `cargo xtask <task>`.
 #![forbid(unsafe_code)]
 
+mod kvm;
 mod prerequisites;
 mod report;
 mod step;
 mod tasks;
 mod test_output;
+mod unchanged;
 mod xen;
 
 use std::process::ExitCode;
@@ -34,6 +36,8 @@ Tasks:
   xen --cores        have xl write cores of two domains, which the tests of image files then read; five minutes
   capi [arguments]   the C library installed: examples and tests by gcc and clang, under AddressSanitizer and valgrind (arguments as of
                      crates/vmi-capi/tests/run.py, such as --bench)
+  kvm [test...]      the tests of running guests under KVM, in a machine that QEMU emulates (AMD's SVM); those whose names contain one of these words
+  kvm --bochs [...]  the same in Bochs (Intel's VMX), which software breakpoints need: QEMU 10.0 and no examples
   demo               boot the demo's guest anew and write demo/
 
 Examples:
@@ -64,6 +68,9 @@ fn main() -> ExitCode {
             xen::task(arguments.get(1..).unwrap_or_default())
         }
         ["capi", rest @ ..] => tasks::capi(rest),
+        ["kvm", "--bochs", names @ ..] | ["kvm", names @ ..] if names.iter().all(|name| !name.starts_with('-')) => {
+            kvm::task(arguments.get(1..).unwrap_or_default())
+        }
         ["demo"] => tasks::demo(),
         ["help"] | [.., "--help" | "-h"] => {
             print!("{HELP}");

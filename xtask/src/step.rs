@@ -89,6 +89,13 @@ impl Steps {
         self.done.push((name.into(), Duration::ZERO, Counts::skip()));
     }
 
+    /// Note a check that failed before it could be made.
+    pub(crate) fn fail(&mut self, name: &str, why: &str) {
+        println!("\nFAILED: {name}: {why}");
+        self.failures.push(format!("{name}: {why}"));
+        self.done.push((name.into(), Duration::ZERO, Counts::one(false)));
+    }
+
     fn step(&mut self, name: &str, command: &mut Command, run: impl FnOnce(&mut Command) -> Counts) -> bool {
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();

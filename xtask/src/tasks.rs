@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::kvm;
 use crate::prerequisites;
 use crate::report::Counts;
 use crate::step::{Steps, cargo, command, root};
@@ -52,12 +53,12 @@ fn lab_command(arguments: &[&str]) -> Command {
 }
 
 /// Fetches what live guests are booted from.
-fn live_command() -> Command {
+pub(crate) fn live_command() -> Command {
     command("python3", &["tests/lab/live.py", "prepare"])
 }
 
 /// The features that the workspace's tests are built with, as far as what they need is here: what the others lack is skipped.
-fn features(steps: &mut Steps) -> String {
+pub(crate) fn features(steps: &mut Steps) -> String {
     let mut features = vec!["vmi/download"];
     for (name, feature, found) in
         [("libvirt", "vmi/libvirt", prerequisites::libvirt()), ("xen", "xen-checks/xen", prerequisites::xen())]
@@ -177,6 +178,7 @@ pub(crate) fn test() -> Outcome {
     if features.contains("libvirt") {
         steps.run_counted::<TestOutput>("libvirt", cargo(&libvirt).env("VMI_LAB_LIVE", "1"));
     }
+    kvm::test(&mut steps, &features);
     // interleavings of the translation cache's readers and writers, of reading and unmapping in a window, and of the two sides of Xen's ring; in a directory of
     // its own, for its flags rebuild everything
     for (name, package, tests) in

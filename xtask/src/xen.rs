@@ -1,13 +1,10 @@
 //! Xen: the driver with its control calls, and the checks that run in dom0 of a real Xen, which an emulator boots.
 
-use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
-
 use crate::prerequisites;
-use crate::step::{Steps, cargo, command, root};
+use crate::step::{Steps, cargo, command};
 use crate::tasks::{Outcome, cache, target};
 use crate::test_output::TestOutput;
+use crate::unchanged::Unchanged;
 
 /// The checks that run in Bochs unless others are named: those of what differs between processors.
 const BOCHS_CHECKS: &[&str] = &[
@@ -24,7 +21,16 @@ const BOCHS_CHECKS: &[&str] = &[
 const QEMU_CHECKS: &[&str] = &["lab::", "toolstack::", "memory::", "linux::", "windows::", "control::", "smp::"];
 
 /// What the checks in Bochs depend on.
-const BOCHS_SOURCES: &[&str] = &["crates/vmi-driver-xen", "crates/vmi-core", "crates/vmi-arch-x86", "tests/xen", "tests/lab/xen"];
+const BOCHS_SOURCES: &[&str] = &[
+    "crates/vmi-driver-xen",
+    "crates/vmi-core",
+    "crates/vmi-arch-x86",
+    "tests/xen",
+    "tests/lab/xen",
+    "tests/lab/bochs-run.sh",
+    "tests/lab/bochs.sh",
+    "tests/lab/cpio.py",
+];
 
 /// Which emulator boots Xen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,41 +104,16 @@ fn bochs(steps: &mut Steps, names: &[&str]) {
         checks(steps, Emulator::Bochs, names);
         return;
     }
-    let state = state();
+    let unchanged = unchanged();
     println!("\nnot in Bochs, as they have passed in QEMU: {}", QEMU_CHECKS.join(" "));
-    if checks(steps, Emulator::Bochs, &[&["--brief"], BOCHS_CHECKS].concat())
-        && let Err(error) = std::fs::write(passed(), state)
-    {
-        println!("{}: {error}", passed().display());
+    if checks(steps, Emulator::Bochs, &[&["--brief"], BOCHS_CHECKS].concat()) {
+        unchanged.passed();
     }
 }
 
-/// The file that has the [`state`] whose checks passed in Bochs last.
-fn passed() -> PathBuf {
-    cache().join("xen/passed-in-bochs")
-}
-
-/// What the checks in Bochs depend on: a number that is another one when a file of it changes, or the version of Xen.
-fn state() -> String {
-    let mut files = BTreeMap::new();
-    for directory in BOCHS_SOURCES {
-        read_all(&root().join(directory), &mut files);
-    }
-    let mut hasher = DefaultHasher::new();
-    (files, Emulator::Bochs.version()).hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
-}
-
-/// The content of all files below a directory; of those that cannot be read, none.
-fn read_all(directory: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
-    for path in std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        if path.is_dir() {
-            read_all(&path, files);
-        } else {
-            let content = std::fs::read(&path).unwrap_or_default();
-            files.insert(path.strip_prefix(root()).unwrap_or(&path).to_path_buf(), content);
-        }
-    }
+/// What the checks in Bochs depend on, and whether they passed.
+fn unchanged() -> Unchanged {
+    Unchanged::new(cache().join("xen/passed-in-bochs"), BOCHS_SOURCES, &Emulator::Bochs.version())
 }
 
 /// The steps of the test command: all that does not take long in QEMU, and Bochs if something changed since all passed there.
@@ -144,9 +125,8 @@ pub(crate) fn test(steps: &mut Steps) {
         return;
     }
     checks(steps, Emulator::Qemu, &["--brief"]);
-    if std::fs::read_to_string(passed()).is_ok_and(|passed| passed == state()) {
-        let same = format!("it passed, and nothing of {} has changed since: cargo xtask xen --bochs", BOCHS_SOURCES.join(", "));
-        return steps.skip("xen in Bochs", &same);
+    if let Some(same) = unchanged().since_it_passed() {
+        return steps.skip("xen in Bochs", &format!("{same}: cargo xtask xen --bochs"));
     }
     bochs(steps, &[]);
 }

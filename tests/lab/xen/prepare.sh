@@ -15,7 +15,7 @@ need zstd zstd
 xen=$cache/xen
 mkdir -p "$xen"
 # who changes a script gets another directory, so that several checkouts share the cache
-stamp=$(cat "$here"/{prepare.sh,cpio.py,unbzimage.py,dom0-init.sh,domu-init.sh,domu.c,outbox.c} "$here/../witness.c" | sha256sum | cut -c1-16)
+stamp=$(cat "$here"/{prepare.sh,unbzimage.py,dom0-init.sh,domu-init.sh,domu.c,outbox.c} "$here"/../{cpio.py,witness.c} | sha256sum | cut -c1-16)
 built=$xen/built-$version-$stamp
 exec 9> "$xen/lock"
 flock 9
@@ -82,7 +82,7 @@ for module in xen-privcmd xen-evtchn xen-gntdev xen-gntalloc xenfs; do
     cp "$(find "$root/lib/modules/$dom0_release/" -name "$module.ko")" "$dom0/lib/modules/"
 done
 cp "$root/boot/vmlinuz-$domu_release" "$dom0/domu.kernel"
-python3 "$here/cpio.py" "$domu" > "$dom0/domu.cpio"
+python3 "$here/../cpio.py" "$domu" > "$dom0/domu.cpio"
 domain() { # name type memory vcpus processor [options of the kernel]
     # What runs by SVM has a processor for itself: see run-in-dom0.sh. TCG cannot emulate RDTSC's intercept. Memory above 4 GiB begins where the hole ends.
     cat > "$dom0/etc/xen/$1.cfg" <<-CFG
@@ -131,7 +131,7 @@ tee -a "$dom0/etc/xen/hvm.cfg" >> "$dom0/etc/xen/nt.cfg" <<-'CFG'
 	usb = 0
 CFG
 install -m 755 "$here/dom0-init.sh" "$dom0/init"
-python3 "$here/cpio.py" "$dom0" > "$work/dom0.cpio"
+python3 "$here/../cpio.py" "$dom0" > "$work/dom0.cpio"
 
 mkdir -p "$work/built"
 ls "$dom0/lib" > "$work/built/dom0.libraries"

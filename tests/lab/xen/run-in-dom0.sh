@@ -60,7 +60,7 @@ SECONDS_TO_RUN=${XEN_LAB_CMD_TIMEOUT:-$command_seconds}
 VERBOSE=${XEN_LAB_VERBOSE-}
 CONF
 cp "$built/dom0.cpio" "$work/initrd"
-python3 "$here/cpio.py" "$work/root" "$(stat -c %s "$work/initrd")" >> "$work/initrd"
+python3 "$here/../cpio.py" "$work/root" "$(stat -c %s "$work/initrd")" >> "$work/initrd"
 
 xen_options="console=com1 com1=115200,8n1 dom0_mem=${XEN_LAB_DOM0_MEMORY}M,max:${XEN_LAB_DOM0_MEMORY}M dom0_max_vcpus=1 dom0_vcpus_pin"
 xen_options+=" loglvl=warning guest_loglvl=warning cpuidle=0 spec-ctrl=no"
@@ -83,8 +83,7 @@ boot() {
             -kernel "$built/xen" -append "$xen_options" -initrd "$built/vmlinux.dom0 $dom0_options,$work/initrd" < /dev/null > "$work/emulator.log" 2>&1 & ;;
     bochs)
         for tool in grub-mkrescue xorriso; do command -v $tool > /dev/null || { echo "the lab needs $tool: apt-get install grub-common grub-pc-bin xorriso" >&2; exit 125; }; done
-        read -r bochs bios <<< "$("$here/bochs.sh" || echo)"
-        [ -n "$bochs" ] || exit 125
+        "$here/../bochs.sh" > /dev/null || exit 125
         mkdir -p "$work/iso/boot/grub"
         ln "$built/xen" "$built/vmlinux.dom0" "$work/initrd" "$work/iso/boot/" 2> /dev/null || cp "$built/xen" "$built/vmlinux.dom0" "$work/initrd" "$work/iso/boot/"
         # Bochs 3.0 takes Xen's posted-interrupt descriptor, aligned to 64 bytes as it must be, for an error: apicv=0.
@@ -97,26 +96,7 @@ boot() {
 	}
 	CFG
         grub-mkrescue -o "$work/xen.iso" "$work/iso" > "$work/emulator.log" 2>&1
-        cat > "$work/bochsrc" <<-RC
-	display_library: rfb, options="timeout=0"
-	cpu: model=corei7_skylake_x, count=1, ips=300000000, ignore_bad_msrs=1
-	memory: guest=$memory, host=$memory
-	romimage: file=$bios/BIOS-bochs-latest
-	vgaromimage: file=$bios/VGABIOS-lgpl-latest
-	ata0-master: type=cdrom, path=$work/xen.iso, status=inserted
-	boot: cdrom
-	clock: sync=none, time0=local
-	com1: enabled=1, mode=file, dev=$work/console
-	com2: enabled=1, mode=file, dev=$work/out
-	log: $work/bochs.log
-	panic: action=fatal
-	error: action=ignore
-	info: action=ignore
-	RC
-        echo c > "$work/debugger" # Debian's build has Bochs' debugger, which waits for: continue
-        options=()
-        [[ $("$bochs" --help 2>&1 || true) != *' -rc '* ]] || options=(-rc "$work/debugger")
-        timeout "${XEN_LAB_TIMEOUT:-$seconds}" "$bochs" -q "${options[@]}" -f "$work/bochsrc" < /dev/null >> "$work/emulator.log" 2>&1 & ;;
+        timeout "${XEN_LAB_TIMEOUT:-$seconds}" "$here/../bochs-run.sh" "$work/xen.iso" $memory "$work" < /dev/null >> "$work/emulator.log" 2>&1 & ;;
     *)
         echo "XEN_LAB_EMU=$emulator: qemu or bochs" >&2
         exit 125 ;;

@@ -135,7 +135,9 @@ impl GdbCause {
             Self::Timeout { .. } => "see whether QEMU hangs, or whether someone else has resumed the guest meanwhile",
             Self::Closed | Self::Exited => "see whether QEMU has ended, then connect again",
             Self::Io(_) => "connect again",
-            Self::Refused { .. } => "the address, the length or the kind is not one that this stub and its accelerator take",
+            Self::Refused { .. } => {
+                "the address, the length or the kind is not one that this stub and its accelerator take: KVM has four debug registers, and sets a software breakpoint only where the address space that runs maps it"
+            }
             Self::Unsupported => "this needs the stub of QEMU's system emulation, version 7.2 or later",
             Self::Answer { .. } | Self::Damaged { .. } | Self::TooLong { .. } => {
                 "see whether the address is that of a gdb stub, and whether somebody else reads the same connection"

@@ -186,10 +186,12 @@ impl LiveMachine {
         fs::write(path, &self.elf)
     }
 
-    /// The arguments of `qemu-system-x86_64` that boot the file. A monitor, a memory backend and the like are the caller's to add.
+    /// The arguments of `qemu-system-x86_64` that boot the file, by TCG unless `VMI_LAB_ACCEL` names another accelerator. A monitor, a memory backend and the like
+    /// are the caller's to add.
     pub fn qemu_arguments(&self, boot_file: &Path) -> Vec<String> {
         let memory = format!("{}M", self.memory >> 20);
         let file = boot_file.display().to_string();
+        let accelerator = std::env::var("VMI_LAB_ACCEL").unwrap_or_else(|_| "tcg".to_owned());
         [
             "-m",
             &memory,
@@ -205,7 +207,7 @@ impl LiveMachine {
             "none",
             "-no-reboot",
             "-accel",
-            "tcg",
+            &accelerator,
         ]
         .map(str::to_owned)
         .to_vec()
