@@ -25,7 +25,7 @@
 //! # }
 //! ```
 //!
-//! Versions: QEMU 7.2 and 10.0 were tried, both under TCG, and the firmware alone under KVM. What another version prints in an unknown form is an
+//! Versions: QEMU 7.2 and 10.0 were tried under TCG, and under KVM on emulated processors. What another version prints in an unknown form is an
 //! error that shows it, never a guess.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
