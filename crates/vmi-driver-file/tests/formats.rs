@@ -300,8 +300,10 @@ fn virtualbox_notes_are_registers() {
     data.extend(words(600, 8));
     // The writer gives the name's length without its end, and pads everything to 8 bytes (VirtualBox, DBGFCoreWrite.cpp).
     let all = [note(b"VBCORE", 0xb00, &[0; 24]), note(b"VBCPU", 0xb01, &data)].concat();
-    let core = Elf { ident_version: 0, ..Elf::new(vec![notes(all), load(0x1000, pattern(1, 64))]) };
+    let device = Segment { memory_len: Some(0x1000), ..load(0xfec0_0000, Vec::new()) };
+    let core = Elf { ident_version: 0, ..Elf::new(vec![notes(all), load(0x1000, pattern(1, 64)), device]) };
     let vmi = open(&core.bytes()).unwrap();
+    assert!(matches!(vmi.read::<u8>(PhysAddr::new(0xfec0_0000)).unwrap_err().kind(), ErrorKind::Hole { .. }));
     let cpu = vmi.registers(VcpuId(0)).unwrap();
     assert_eq!([cpu.rax, cpu.rdi, cpu.r8, cpu.r15, cpu.rip, cpu.rsp, cpu.rbp, cpu.rflags], [1, 6, 7, 14, 15, 16, 17, 18]);
     assert_eq!(cpu.segments.gs.unwrap().base, 112);

@@ -3,7 +3,8 @@
 //!
 //! Layout: System V ABI, "Program Header" and "Note Section"; more than 65,534 program headers as in elf(5), `PN_XNUM`. Memory is in
 //! the `PT_LOAD` segments, at their *physical* addresses. A segment may be longer in memory than in the file; the rest of it is zero.
-//! `makedumpfile -E` leaves excluded pages out that way too, and those read as zero then.
+//! `makedumpfile -E` leaves excluded pages out that way too, and those read as zero then. In VirtualBox's cores a segment of which
+//! the file has nothing is the place of a device, which is no memory.
 //!
 //! Several segments may show the same memory: `/proc/vmcore` stores the kernel's text twice, and QEMU with `paging=on` writes one
 //! segment for each virtual mapping. The first segment in the file holds.
@@ -77,11 +78,11 @@ where
     }
     let segments = segments(header, data, input)?;
     refuse_process(segments)?;
-    let mut image = memory(segments, input)?;
     let mut notes = Notes::default();
     for segment in segments.iter().filter(|segment| segment.p_type(LE) == PT_NOTE) {
         notes.read(input, segment.p_offset(LE).into(), segment.p_filesz(LE).into())?;
     }
+    let mut image = memory(segments, input, notes.are_of_virtualbox())?;
     notes.give(&mut image);
     Ok(image)
 }
@@ -131,8 +132,12 @@ fn refuse_process<P: ProgramHeader<Endian = LittleEndian>>(segments: &[P]) -> Re
     if any_virtual { Err(malformed(0, "no physical addresses: the core of a process, not of a machine")) } else { Ok(()) }
 }
 
-/// What the `PT_LOAD` segments show.
-fn memory<P: ProgramHeader<Endian = LittleEndian>>(segments: &[P], input: Input<'_>) -> Result<Image, FormatError> {
+/// What the `PT_LOAD` segments show. VirtualBox has one without content for each range of MMIO (VirtualBox, DBGFCoreWrite.cpp).
+fn memory<P: ProgramHeader<Endian = LittleEndian>>(
+    segments: &[P],
+    input: Input<'_>,
+    of_virtualbox: bool,
+) -> Result<Image, FormatError> {
     let mut pieces = Vec::new();
     let mut claims = Claims::default();
     let mut tails = Vec::new();
@@ -141,7 +146,8 @@ fn memory<P: ProgramHeader<Endian = LittleEndian>>(segments: &[P], input: Input<
         let (file_len, memory_len): (u64, u64) = (segment.p_filesz(LE).into(), segment.p_memsz(LE).into());
         // /proc/kcore has -1 for memory that is mapped by page tables alone (Linux, fs/proc/kcore.c), QEMU has offset -1
         // for mappings of what is no RAM (dump/dump.c, get_offset_range).
-        if memory_len.max(file_len) == 0 || is_minus_one::<P>(at) || is_minus_one::<P>(offset) {
+        let device = of_virtualbox && file_len == 0;
+        if device || memory_len.max(file_len) == 0 || is_minus_one::<P>(at) || is_minus_one::<P>(offset) {
             tracing::debug!(index, at, "a segment without physical memory");
             continue;
         }

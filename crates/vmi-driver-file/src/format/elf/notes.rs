@@ -20,6 +20,8 @@ const MAX_VMCOREINFO: usize = 64 << 10;
 /// What notes say. Cores of ELF have them, and so have kdump's compressed files.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
+    /// Whether VirtualBox's note on the core is there.
+    of_virtualbox: bool,
     /// One list for each kind of note: QEMU writes two kinds for each vCPU.
     virtualbox: Vec<Registers>,
     qemu: Vec<Registers>,
@@ -43,6 +45,7 @@ impl Notes {
             match (note.name(), note.n_type(LE).0) {
                 // An empty header ends the notes of a kdump (Linux, kernel/crash_core.c: `final_note`).
                 (b"", 0) => break,
+                (b"VBCORE", virtualbox::CORE_TYPE) => self.of_virtualbox = true,
                 (b"VBCPU", virtualbox::TYPE) => self.virtualbox.extend(virtualbox::registers(note.desc())),
                 (b"QEMU", qemu::TYPE) => self.qemu.extend(qemu::registers(note.desc())),
                 (b"CORE", prstatus::TYPE) => self.prstatus.extend(prstatus::registers(note.desc())),
@@ -54,6 +57,11 @@ impl Notes {
             }
         }
         Ok(())
+    }
+
+    /// Whether VirtualBox wrote the core.
+    pub(super) fn are_of_virtualbox(&self) -> bool {
+        self.of_virtualbox
     }
 
     /// Takes `text` for VMCOREINFO if there is none yet.

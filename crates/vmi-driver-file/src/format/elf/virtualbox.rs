@@ -5,6 +5,8 @@ use vmi_core::VirtAddr;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
+/// `NT_VBOXCORE`.
+pub(super) const CORE_TYPE: u32 = 0xb00;
 /// `NT_VBOXCPU`.
 pub(super) const TYPE: u32 = 0xb01;
 
