@@ -11,4 +11,5 @@ mod libvirt;
 mod places;
 mod qemu;
 mod truth;
+mod virtualbox;
 mod xen;

@@ -65,7 +65,7 @@ fn qemu(steps: &mut Steps, features: &str, names: &[&str]) {
 /// The tests in Bochs.
 fn bochs(steps: &mut Steps, features: &str, names: &[&str]) {
     const NAME: &str = "kvm in Bochs";
-    if let Err(missing) = prerequisites::bochs() {
+    if let Err(missing) = prerequisites::boot_images() {
         return steps.skip(NAME, &missing);
     }
     let Some(program) = PROGRAMS.first().and_then(|(source, _)| program(features, source)) else {

@@ -34,6 +34,7 @@ Tasks:
                      (XEN_LAB_VERSION=4.17 or 4.20 before either: Xen and kernels of Debian 12 or 13; else 4.17 in QEMU, 4.20 in Bochs.
                      XEN_LAB_DOMUS: which domains, as in tests/lab/xen/run-in-dom0.sh)
   xen --cores        have xl write cores of two domains, which the tests of image files then read; five minutes
+  virtualbox         have VirtualBox write a core of a Linux guest, which the tests of image files then read; ten minutes once
   capi [arguments]   the C library installed: examples and tests by gcc and clang, under AddressSanitizer and valgrind (arguments as of
                      crates/vmi-capi/tests/run.py, such as --bench)
   kvm [test...]      the tests of running guests under KVM, in a machine that QEMU emulates (AMD's SVM); those whose names contain one of these words
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         ["kvm", "--bochs", names @ ..] | ["kvm", names @ ..] if names.iter().all(|name| !name.starts_with('-')) => {
             kvm::task(arguments.get(1..).unwrap_or_default())
         }
+        ["virtualbox"] => tasks::virtualbox(),
         ["demo"] => tasks::demo(),
         ["help"] | [.., "--help" | "-h"] => {
             print!("{HELP}");

@@ -34,8 +34,8 @@ const LIBVIRT: &[(&str, &str)] = &[
 /// What the Xen driver's control calls are built with, and the Debian packages that have it. The lab fetches Xen itself.
 const XEN: &[(&str, &str)] = &[("/usr/include/xenctrl.h", "libxen-dev"), ("/usr/lib/llvm-*/lib/libclang.so", "libclang-dev")];
 
-/// What boots Xen in Bochs besides, and the Debian packages that have it.
-const BOCHS: &[(&str, &str)] = &[
+/// What unpacks another release of Debian whole and makes CD images that boot, and the Debian packages that have it.
+const BOOT_IMAGES: &[(&str, &str)] = &[
     ("debootstrap", "debootstrap"),
     ("grub-mkrescue", "grub-common"),
     ("/usr/lib/grub/i386-pc/multiboot.mod", "grub-pc-bin"),
@@ -123,12 +123,12 @@ pub(crate) fn xen() -> Result<(), String> {
     packages(XEN)
 }
 
-/// Have what boots Xen in Bochs, or say what is missing.
+/// Have what other releases of Debian are unpacked and CD images are made with, as Bochs and VirtualBox need, or say what is missing.
 ///
 /// # Errors
 /// As [`lab`].
-pub(crate) fn bochs() -> Result<(), String> {
-    packages(BOCHS)
+pub(crate) fn boot_images() -> Result<(), String> {
+    packages(BOOT_IMAGES)
 }
 
 /// Have what compiles a kernel as a PE file, or say what is missing.

@@ -165,6 +165,7 @@ pub(crate) fn test() -> Outcome {
     let libvirt = [&tests[..], &["--test", "live", "--", "--show-output", LIBVIRT_DOMAINS]].concat();
     let mut tests = cargo(&[&tests[..], &["--no-fail-fast", "--", "--show-output", "--skip", LIBVIRT_DOMAINS]].concat());
     tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1").env("VMI_LAB_XEN_CORES", cache().join("xen/cores"));
+    tests.env("VMI_LAB_VIRTUALBOX", cache().join("virtualbox/core"));
     if steps.run("wine", &mut wine_command()) {
         tests.env("VMI_WINE_PE", wine());
     }
@@ -275,6 +276,15 @@ pub(crate) fn peers(what: &[&str]) -> Outcome {
 /// Where cargo puts what it builds.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Have VirtualBox write the core that the tests of image files read.
+pub(crate) fn virtualbox() -> Outcome {
+    prerequisites::lab()?;
+    prerequisites::boot_images()?;
+    let mut steps = Steps::new();
+    steps.run("virtualbox", &mut command("bash", &["tests/lab/virtualbox/core.sh"]));
+    Ok(steps.summary())
 }
 
 /// Boot the demo's guest anew and write `demo/`.

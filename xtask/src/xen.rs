@@ -97,7 +97,7 @@ fn checks(steps: &mut Steps, emulator: Emulator, names: &[&str]) -> bool {
 
 /// The checks that Bochs is for, or those of `names`. That the former passed is noted.
 fn bochs(steps: &mut Steps, names: &[&str]) {
-    if let Err(missing) = prerequisites::bochs() {
+    if let Err(missing) = prerequisites::boot_images() {
         return steps.skip("xen in Bochs", &missing);
     }
     if !names.is_empty() {
