@@ -53,9 +53,9 @@ pub fn within(guest: &dyn Guest, trap: Trap<X86>, pid: Option<u32>) -> anyhow::R
     Ok(roots.into_iter().fold(trap, Trap::in_address_space))
 }
 
-/// Sets a breakpoint: in a debug register while the back end has one to give, else as an INT3 in the code.
+/// Sets a breakpoint: in a debug register while the back end has one to give, else as an INT3 in the code. Another trap is set as it is.
 ///
-/// KVM's QEMU writes an INT3 through the page tables that the vCPU runs on, and under page-table isolation those of a process lack most of the kernel.
+/// Under KVM, QEMU writes an INT3 through the page tables that the vCPU runs on, and under page-table isolation those of a process lack most of the kernel.
 pub fn set_breakpoint(events: &mut Events<'_, AnyDriver>, trap: Trap<X86>) -> vmi::Result<TrapId> {
     if events.abilities().has(EventAbility::HardwareBreakpoint)
         && let Ok(id) = events.set(trap.clone().hardware())
