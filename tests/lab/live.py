@@ -200,21 +200,10 @@ class Live(Guest):
             self.qemu.wait()
 
 
-def boot(guest, given):
-    """Boot; once more where SVM is emulated and the guest ended before its kernel said a word (seen once in 75 boots, why is not known)."""
-    try:
-        return guest.boot(given.qemu, given.shape, given.memory, given.append)
-    except GuestDied as error:
-        if "VMI_LAB_EMULATED_SVM" not in os.environ or (guest.dir / "console.log").stat().st_size > 0:
-            raise
-        guest.stop()
-        return {**guest.boot(given.qemu, given.shape, given.memory, given.append), "ended_at_first": str(error)}
-
-
 def serve(given):
     pages = huge_pages(sum(SHAPES[given.shape][0])) if given.memory == "huge" else contextlib.nullcontext()
     with pages, Scratch() as directory, Live(directory, given.kernel) as guest:
-        print(json.dumps(boot(guest, given)), flush=True)
+        print(json.dumps(guest.boot(given.qemu, given.shape, given.memory, given.append)), flush=True)
         until_eof()
 
 

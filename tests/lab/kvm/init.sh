@@ -17,6 +17,17 @@ for module in /modules/*; do
 done
 # Bochs 3.0 takes the posted-interrupt descriptor, aligned to 64 bytes as it must be, for an error.
 insmod /modules/*-kvm_amd.ko 2> /dev/null || insmod /modules/*-kvm_intel.ko enable_apicv=0 || end 125
+# Now and then QEMU's SVM lets a guest go on with this machine's registers (seen with QEMU 10.0 and 11.1): it then faults at the instruction
+# behind VMRUN, at once, and nothing that happens to it from there on means anything.
+if [ -d /sys/module/kvm_amd ]; then
+    mount -t tracefs trace /sys/kernel/tracing || end 125
+    symbol() { awk -v name="$1" '$3 == name { print "0x" $1 }' /proc/kallsyms; }
+    cd /sys/kernel/tracing/events/kvm/kvm_page_fault
+    echo "guest_rip >= $(symbol __svm_vcpu_run) && guest_rip < $(symbol __pfx___svm_sev_es_vcpu_run)" > filter || end 125
+    echo 1 > enable
+    cd /
+    (head -n 1 /sys/kernel/tracing/trace_pipe; end 124) &
+fi
 if [ -d /tree ]; then
     root=/tree
     chroot $root /bin/busybox --install -s /bin

@@ -81,8 +81,6 @@ struct Served {
     qemu: String,
     release: String,
     boot_seconds: f64,
-    /// Why it was booted a second time.
-    ended_at_first: Option<String>,
     #[serde(flatten)]
     inside: Reach,
 }
@@ -117,9 +115,6 @@ impl LiveGuest {
         let (machine, memory) = (format!("{:?}", shape.machine), format!("{:?}", shape.memory));
         let arguments = ["serve", "--qemu", qemu, "--shape", &machine.to_lowercase(), "--memory", &memory.to_lowercase()];
         let (server, served): (_, Served) = Server::start("live.py", &arguments)?;
-        if let Some(why) = &served.ended_at_first {
-            println!("booted once more: {why}");
-        }
         let (inside, qmp2) = (Inside::new(&served.inside), Mutex::new(Qmp::connect(&served.qmp2)));
         Ok(Self { served, inside, qmp2, _server: server })
     }
