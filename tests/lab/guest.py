@@ -183,7 +183,7 @@ class Guest:
             "-serial", "file:console.log", "-serial", server("cmd"),
             "-qmp", server("qmp"), "-gdb", server("gdb"),
             "-kernel", str((self.kdir / "vmlinuz").resolve()), "-initrd", "initramfs.gz",
-            "-append", append, "-pidfile", "pid",
+            "-append", append, "-pidfile", "pid", "-S",
         ]
         if detached:
             argv.append("-daemonize")
@@ -196,12 +196,14 @@ class Guest:
             raise RuntimeError(f"{QEMU} did not start: {self.said('qemu.log')}")
         while True:
             try:
-                self.connect()
+                monitor = Qmp(self.dir)
                 break
             except (FileNotFoundError, ConnectionRefusedError):
                 if self.qemu.poll():
                     raise RuntimeError(f"{QEMU} did not start: {self.said('qemu.log')}") from None
                 time.sleep(0.02)
+        self.connect()
+        monitor("cont")  # only now: what a guest says while nobody is connected is lost
         self.wait_for(b"@@ready\n", 180)
         booted = time.monotonic() - began
         self.record()

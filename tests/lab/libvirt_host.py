@@ -142,7 +142,7 @@ class Libvirtd:
         return done
 
     def start(self, memory):
-        """Start a domain; return its guest and what the JSON says of it."""
+        """Start a domain; return its guest, whose serial line is connected, and what the JSON says of it."""
         name = f"vmi-{memory}"
         directory = self.dir / name
         directory.mkdir()
@@ -153,8 +153,11 @@ class Libvirtd:
             memory="" if memory == "private" else SHARED.format(source={"file": "file", "memfd": "memfd"}[memory]),
             console=quoteattr(f"{directory}/console.log"), cmd=quoteattr(f"{directory}/cmd.sock"))
         (directory / "domain.xml").write_text(xml)
-        self.virsh("create", str(directory / "domain.xml"))
+        # what a guest says while nobody is connected is lost, so it runs when somebody is
+        self.virsh("create", "--paused", str(directory / "domain.xml"))
         self.domains[name] = int((self.dir / f"run/libvirt/qemu/{name}.pid").read_text())
+        guest.connect()
+        self.virsh("resume", name)
         return guest, {
             "name": name, "uuid": self.virsh("domuuid", name).stdout.strip(), "pid": self.domains[name], "cmd": f"{directory}/cmd.sock",
             "memory": memory, "mib": MIB,

@@ -148,14 +148,14 @@ class Live(Guest):
         memory, rows = self.memory(kind, sizes)
         vmlinuz, initramfs, append = self.kernel_files(more)
 
-        def server(name):
-            return f"unix:{self.dir}/{name}.sock,server=on,wait=off"
+        def server(name, wait="off"):
+            return f"unix:{self.dir}/{name}.sock,server=on,wait={wait}"
 
         argv = [
             command, "-name", self.dir.name, "-accel", ACCEL, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-cpu", "max,-la57", "-m", f"{sum(sizes)}M" + (",slots=4,maxmem=2G" if shape == "dimm" else ""),
             *options, *memory, "-device", "vmcoreinfo",
-            "-serial", f"file:{self.dir}/console.log", "-serial", server("cmd"),
+            "-serial", f"file:{self.dir}/console.log", "-serial", server("cmd", wait="on"),
             "-qmp", server("qmp"), "-qmp", server("qmp2"), "-gdb", server("gdb"),
             "-kernel", str(vmlinuz), "-initrd", str(initramfs), "-append", append,
         ]
@@ -164,6 +164,7 @@ class Live(Guest):
             self.qemu = subprocess.Popen(argv, cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
         # a QEMU that a test kills is to be gone, and no zombie
         threading.Thread(target=self.qemu.wait, daemon=True).start()
+        self.wait_connected()
         self.wait_ready()
         return {
             "pid": self.qemu.pid, "directory": str(self.dir), "memory": rows, "append": append, "command": argv,
@@ -173,16 +174,18 @@ class Live(Guest):
             "actor": self.start_actor(), "boot_seconds": round(time.monotonic() - began, 2),
         }
 
-    def wait_ready(self):
-        """Until process 1 reads commands."""
+    def wait_connected(self):
+        """Until QEMU is there, which waits for the one that connects: what the guest says before that would be lost."""
         while True:
             try:
-                self.connect()
-                break
+                return self.connect()
             except (FileNotFoundError, ConnectionRefusedError):
-                if self.qemu and self.qemu.returncode is not None:
+                if self.qemu.returncode is not None:
                     raise GuestDied(f"QEMU did not start: {self.said('qemu.log')}") from None
                 time.sleep(0.02)
+
+    def wait_ready(self):
+        """Until process 1 reads commands."""
         self.wait_for(b"@@ready\n", BOOT_SECONDS)
 
     def start_actor(self):
