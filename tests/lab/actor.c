@@ -6,9 +6,11 @@
  *   actor write N          has that process write page.ordered N times, and waits until it has
  *   actor call NAME N [CPU...]   makes N calls of a system call that nobody else in the guest makes, from one thread
  *                          pinned to each CPU (default: one thread, unpinned), and prints how many each made
+ *   actor crash-kernel KERNEL INITRAMFS COMMAND-LINE   loads the kernel that is to run when this one has crashed
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <linux/kexec.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
@@ -137,6 +139,14 @@ static void call(const char *name, long wanted, int cpus, char **cpu)
 	}
 }
 
+static void crash_kernel(const char *kernel, const char *initramfs, const char *command_line)
+{
+	int files[] = { open(kernel, O_RDONLY), open(initramfs, O_RDONLY) };
+	if (files[0] < 0 || files[1] < 0) fail("open");
+	if (syscall(SYS_kexec_file_load, files[0], files[1], strlen(command_line) + 1, command_line, KEXEC_FILE_ON_CRASH))
+		fail("kexec_file_load");
+}
+
 int main(int argc, char **argv)
 {
 	const char *verb = argc > 1 ? argv[1] : "";
@@ -150,6 +160,8 @@ int main(int argc, char **argv)
 		for (r->wanted += atol(argv[2]); r->ordered < r->wanted;) pause_ms(1);
 	} else if (!strcmp(verb, "call") && argc > 3) {
 		call(argv[2], atol(argv[3]), argc - 4, argv + 4);
+	} else if (!strcmp(verb, "crash-kernel") && argc == 5) {
+		crash_kernel(argv[2], argv[3], argv[4]);
 	} else {
 		return 2;
 	}

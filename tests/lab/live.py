@@ -38,6 +38,8 @@ SHAPES = {  # sizes of the memory backends in MiB, options
     "numa": ([64, 128], ["-machine", "pc,max-ram-below-4g=128M"]),
     # a DIMM can be plugged in: object-add, device_add pc-dimm; the guest takes it into use
     "dimm": ([256], []),  # with less, the kernel has no room for the bounce buffers that memory above 4 GiB would need
+    # 320 MiB at 0, with room for a crash kernel wherever the kernel is, and 128 MiB at 4 GiB
+    "crash": ([448], ["-machine", "pc,max-ram-below-4g=320M", "-smp", "2"]),
     # for benchmarks
     "big": ([1024], []),
 }
@@ -141,8 +143,8 @@ class Live(Guest):
             rows.append({"id": name, "mib": size, "shared": kind != "private", "path": path})
         return options, rows
 
-    def boot(self, which, shape, kind, more=""):
-        """Boot; return what the JSON says."""
+    def boot(self, which, shape, kind, more="", devices=()):
+        """Boot, with more of the kernel's command line and of QEMU's; return what the JSON says."""
         command = qemu_command(which)
         sizes, options = SHAPES[shape]
         memory, rows = self.memory(kind, sizes)
@@ -154,7 +156,7 @@ class Live(Guest):
         argv = [
             command, "-name", self.dir.name, "-accel", ACCEL, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-cpu", "max,-la57", "-m", f"{sum(sizes)}M" + (",slots=4,maxmem=2G" if shape == "dimm" else ""),
-            *options, *memory, "-device", "vmcoreinfo",
+            *options, *memory, *devices, "-device", "vmcoreinfo",
             "-serial", f"file:{self.dir}/console.log", "-serial", server("cmd", wait="on"),
             "-qmp", server("qmp"), "-qmp", server("qmp2"), "-gdb", server("gdb"),
             "-kernel", str(vmlinuz), "-initrd", str(initramfs), "-append", append,

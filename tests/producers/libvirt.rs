@@ -54,7 +54,7 @@ fn libvirt_images() {
 }
 
 /// A line of /proc/PID/stat.
-fn process(line: &str) -> Option<Process> {
+pub(crate) fn process(line: &str) -> Option<Process> {
     let (pid, rest) = line.split_once(" (")?;
     let (name, rest) = rest.rsplit_once(") ")?;
     Some((pid.parse().ok()?, rest.split(' ').nth(1)?.parse().ok()?, task_name(name)))

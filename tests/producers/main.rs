@@ -1,4 +1,4 @@
-//! Images that real producers write of real guests: QEMU of two versions, and libvirt. All of their memory is compared with what QEMU saves of the
+//! Images that real producers write of real guests: QEMU of two versions, libvirt, VirtualBox, Xen, and a kernel that crashed. All of their memory is compared with what QEMU saves of the
 //! paused guest byte by byte, registers with those that QEMU prints, and processes with what the guest itself says.
 //!
 //! `VMI_LAB_LIVE=1`, which `cargo xtask test` sets, lets these tests boot guests; without it nothing is tested, and that is said.
@@ -12,4 +12,5 @@ mod places;
 mod qemu;
 mod truth;
 mod virtualbox;
+mod vmcore;
 mod xen;

@@ -125,7 +125,7 @@ fn line<'a>(section: &'a str, name: &str) -> &'a str {
 }
 
 /// What the library lists.
-fn processes(vmi: &Vmi<AnyDriver>) -> BTreeSet<Process> {
+pub(crate) fn processes(vmi: &Vmi<AnyDriver>) -> BTreeSet<Process> {
     let linux = Linux::attach(vmi).unwrap_or_else(|error| panic!("{error}"));
     let row = |task: vmi::Result<vmi::linux::Task<'_, '_, AnyDriver>>| {
         let task = task?;

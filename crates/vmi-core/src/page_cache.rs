@@ -3,6 +3,8 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
+use moka::policy::EvictionPolicy;
+
 use crate::{Driver, Gfn, PAGE_SIZE, PhysAddr, Result};
 
 type Page = [u8; PAGE_SIZE as usize];
@@ -28,7 +30,9 @@ impl PageCache {
     /// A cache of at most `bytes`; below one page it caches nothing.
     pub(crate) fn new(bytes: u64) -> Self {
         let pages = bytes.checked_div(PAGE_SIZE).unwrap_or_default();
-        Self { pages: moka::sync::Cache::new(pages), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+        // By moka's own policy, pages that were read often would keep out those that are read now: for good, if they are of an epoch that is over.
+        let pages = moka::sync::Cache::builder().max_capacity(pages).eviction_policy(EvictionPolicy::lru()).build();
+        Self { pages, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
 
     pub(crate) fn counters(&self) -> PageCacheCounters {

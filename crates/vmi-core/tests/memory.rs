@@ -240,6 +240,23 @@ fn libvmi_6_a_write_forgets_pages_and_translations() {
     assert_eq!(space.walks(), 2);
 }
 
+/// A cache that prefers what was read often would stay full of pages of an epoch that is over.
+#[test]
+fn a_full_page_cache_takes_what_is_read_now() {
+    const PAGES: u64 = 1000;
+    let driver = LiveDriver::<Flat>::new(vec![1; PAGES as usize * PAGE], Some(1));
+    let vmi = Vmi::with_page_cache(driver, PAGES * 5 / 4 * PAGE_SIZE);
+    for epoch in 1..=4 {
+        for _ in 0..20 {
+            for page in 0..PAGES {
+                vmi.read::<u64>(PhysAddr::new(page * PAGE_SIZE)).unwrap();
+            }
+        }
+        assert_eq!(vmi.page_cache_counters().misses, epoch * PAGES);
+        vmi.write(PhysAddr::ZERO, &[1]).unwrap();
+    }
+}
+
 /// vmi-rs keys its translation cache by byte address, so each byte of a page is a miss of its own.
 #[test]
 fn vmi_rs_translations_are_remembered_by_page() {

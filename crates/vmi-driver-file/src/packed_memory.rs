@@ -4,6 +4,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
+use moka::policy::EvictionPolicy;
 use rayon::prelude::*;
 use vmi_core::{Address, Error, ErrorKind, MemoryMap, PhysAddr, Region, Result};
 
@@ -75,7 +76,9 @@ impl PackedMemory {
     /// `name` is that of the machine, for messages.
     pub(crate) fn new(blocks: Box<dyn Blocks>, name: String) -> Self {
         let weigher = |_: &u64, bytes: &Arc<[u8]>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let cache = moka::sync::Cache::builder().weigher(weigher).max_capacity(CACHE_BYTES).build();
+        // By moka's own policy, a full cache would not take what is unpacked ahead.
+        let policy = EvictionPolicy::lru();
+        let cache = moka::sync::Cache::builder().weigher(weigher).max_capacity(CACHE_BYTES).eviction_policy(policy).build();
         Self { blocks, name, cache, cached: AtomicBool::new(false), next: AtomicU64::new(u64::MAX) }
     }
 
@@ -221,11 +224,12 @@ mod tests {
 
     const PAGE: u64 = 4096;
 
-    /// Pages whose bytes tell where they are, in blocks of some pages; every 13th block is a hole.
+    /// Pages whose bytes tell where they are, in blocks of some pages; the blocks of these numbers are holes.
     #[derive(Debug)]
     struct Counted {
         block: u64,
         blocks: u64,
+        is_hole: fn(u64) -> bool,
         damaged: Option<u64>,
         unpacked: Arc<AtomicUsize>,
     }
@@ -240,14 +244,14 @@ mod tests {
 
     impl Blocks for Counted {
         fn memory(&self) -> MemoryMap {
-            let numbers = (0..self.blocks).filter(|&number| !is_hole(number));
+            let numbers = (0..self.blocks).filter(|&number| !(self.is_hole)(number));
             MemoryMap::new(numbers.filter_map(|number| Region::new(PhysAddr::new(number * self.block), self.block)))
         }
 
         fn block_at(&self, at: PhysAddr) -> Option<Block> {
             let number = at.get() / self.block;
             let region = Region::new(PhysAddr::new(number * self.block), self.block)?;
-            (number < self.blocks && !is_hole(number)).then_some(Block { region, id: number })
+            (number < self.blocks && !(self.is_hole)(number)).then_some(Block { region, id: number })
         }
 
         fn unpack(&self, block: Block, out: &mut [u8]) -> Result<(), FormatError> {
@@ -263,7 +267,7 @@ mod tests {
 
     fn memory(pages: u64, damaged: Option<u64>) -> (PackedMemory, Arc<AtomicUsize>) {
         let unpacked = Arc::new(AtomicUsize::new(0));
-        let blocks = Counted { block: pages * PAGE, blocks: 64 / pages, damaged, unpacked: Arc::clone(&unpacked) };
+        let blocks = Counted { block: pages * PAGE, blocks: 64 / pages, is_hole, damaged, unpacked: Arc::clone(&unpacked) };
         (PackedMemory::new(Box::new(blocks), "test".to_owned()), unpacked)
     }
 
@@ -322,5 +326,19 @@ mod tests {
             }
             assert_eq!(unpacked.load(Ordering::Relaxed), blocks);
         }
+    }
+
+    /// Nor does one of pages, when the cache is full long since.
+    #[test]
+    fn a_sequential_reader_of_more_than_the_cache_unpacks_nothing_twice() {
+        let unpacked = Arc::new(AtomicUsize::new(0));
+        let blocks = CACHE_BYTES / PAGE * 5 / 4;
+        let counted = Counted { block: PAGE, blocks, is_hole: |_| false, damaged: None, unpacked: Arc::clone(&unpacked) };
+        let memory = PackedMemory::new(Box::new(counted), "test".to_owned());
+        let mut page = vec![0; PAGE as usize];
+        for number in 0..blocks {
+            memory.read(PhysAddr::new(number * PAGE), &mut page).unwrap();
+        }
+        assert_eq!(unpacked.load(Ordering::Relaxed) as u64, blocks);
     }
 }

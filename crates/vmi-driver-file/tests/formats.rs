@@ -180,6 +180,18 @@ fn elf_segments_and_zero_filled_tails() {
 }
 
 #[test]
+fn elf_of_which_makedumpfile_has_excluded_the_end_of_a_segment() {
+    let mut segment = load(0x10_0000, pattern(7, 0x1000));
+    segment.memory_len = Some(0x3000);
+    let with = |first: Vec<Segment>| open(&Elf::new([first, vec![segment.clone()]].concat()).bytes()).unwrap();
+    let vmi = with(vec![notes(note(b"VMCOREINFO\0", 0, b"OSRELEASE=6\n"))]);
+    assert_eq!(regions(&vmi), [(0x10_0000, 0x10_1000)]);
+    let error = vmi.read::<u64>(PhysAddr::new(0x10_1000)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 0x10_1000));
+    assert_eq!(read(&with(Vec::new()), 0x10_1000, 0x2000), [0; 0x2000]);
+}
+
+#[test]
 fn elf_with_more_segments_than_the_header_can_count() {
     let segments: Vec<Segment> = (0..70_000u64).map(|i| load(i * 0x2000, vec![i as u8; 16])).collect();
     let mut core = Elf::new(segments);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use moka::policy::EvictionPolicy;
 use nix::time::{ClockId, clock_gettime};
 use vmi_core::{
     Address, Error, ErrorKind, GuestMapping, MappedRange, MemoryMap, PAGE_SIZE, PhysAddr, RawPiece, ReadOp, Region, Result,
@@ -201,7 +202,10 @@ impl<M: Mapper> GuestMemory<M> {
         let (mapped, calls) = (AtomicU64::new(0), AtomicU64::new(0));
         let source = Arc::new(Source { mapper, frames, failures, clock: Clock::default(), mapped, calls });
         let shown = Shown::new(Arc::clone(&source), memory, chunks, lifetime)?;
-        Ok(Self { source, shown, writable: moka::sync::Cache::new(chunks.div_ceil(16)), lifetime })
+        // By moka's own policy, chunks that were written to often would keep out the one that is written to now, and it be mapped for each write.
+        let policy = EvictionPolicy::lru();
+        let writable = moka::sync::Cache::builder().max_capacity(chunks.div_ceil(16)).eviction_policy(policy).build();
+        Ok(Self { source, shown, writable, lifetime })
     }
 
     pub(crate) fn counters(&self) -> MappingCounters {

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
+use moka::policy::EvictionPolicy;
 use rayon::prelude::*;
 use vmi_core::Store;
 
@@ -102,7 +103,9 @@ impl BlockContainer {
             return None;
         }
         let weigher = |_: &usize, bytes: &Arc<[u8]>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let cache = moka::sync::Cache::builder().weigher(weigher).max_capacity(CACHE_BYTES).build();
+        // By moka's own policy, blocks that were read often would keep out the one that is read now, which would be unpacked for each read of it.
+        let policy = EvictionPolicy::lru();
+        let cache = moka::sync::Cache::builder().weigher(weigher).max_capacity(CACHE_BYTES).eviction_policy(policy).build();
         Some(Self { packed: Arc::clone(packed), compression, index, cache })
     }
 

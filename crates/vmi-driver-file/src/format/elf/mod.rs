@@ -3,8 +3,9 @@
 //!
 //! Layout: System V ABI, "Program Header" and "Note Section"; more than 65,534 program headers as in elf(5), `PN_XNUM`. Memory is in
 //! the `PT_LOAD` segments, at their *physical* addresses. A segment may be longer in memory than in the file; the rest of it is zero.
-//! `makedumpfile -E` leaves excluded pages out that way too, and those read as zero then. In VirtualBox's cores a segment of which
-//! the file has nothing is the place of a device, which is no memory.
+//! In a core with VMCOREINFO, the rest is what `makedumpfile -E` excluded, whatever its content: a hole. (Where it excluded but few pages in
+//! a row, it wrote zeros in their place, and nothing tells these from zeros of the guest.) In VirtualBox's cores a segment of which the file
+//! has nothing is the place of a device, which is no memory.
 //!
 //! Several segments may show the same memory: `/proc/vmcore` stores the kernel's text twice, and QEMU with `paging=on` writes one
 //! segment for each virtual mapping. The first segment in the file holds.
@@ -82,7 +83,7 @@ where
     for segment in segments.iter().filter(|segment| segment.p_type(LE) == PT_NOTE) {
         notes.read(input, segment.p_offset(LE).into(), segment.p_filesz(LE).into())?;
     }
-    let mut image = memory(segments, input, notes.are_of_virtualbox())?;
+    let mut image = memory(segments, input, &notes)?;
     notes.give(&mut image);
     Ok(image)
 }
@@ -136,7 +137,7 @@ fn refuse_process<P: ProgramHeader<Endian = LittleEndian>>(segments: &[P]) -> Re
 fn memory<P: ProgramHeader<Endian = LittleEndian>>(
     segments: &[P],
     input: Input<'_>,
-    of_virtualbox: bool,
+    notes: &Notes,
 ) -> Result<Image, FormatError> {
     let mut pieces = Vec::new();
     let mut claims = Claims::default();
@@ -146,7 +147,7 @@ fn memory<P: ProgramHeader<Endian = LittleEndian>>(
         let (file_len, memory_len): (u64, u64) = (segment.p_filesz(LE).into(), segment.p_memsz(LE).into());
         // /proc/kcore has -1 for memory that is mapped by page tables alone (Linux, fs/proc/kcore.c), QEMU has offset -1
         // for mappings of what is no RAM (dump/dump.c, get_offset_range).
-        let device = of_virtualbox && file_len == 0;
+        let device = notes.are_of_virtualbox() && file_len == 0;
         if device || memory_len.max(file_len) == 0 || is_minus_one::<P>(at) || is_minus_one::<P>(offset) {
             tracing::debug!(index, at, "a segment without physical memory");
             continue;
@@ -161,7 +162,7 @@ fn memory<P: ProgramHeader<Endian = LittleEndian>>(
             let offset = part.start().get().saturating_sub(at).saturating_add(offset);
             pieces.push(Piece { region: part, offset });
         }
-        if let Some(tail) = memory_len.checked_sub(file_len) {
+        if let Some(tail) = memory_len.checked_sub(file_len).filter(|_| !notes.are_of_kdump()) {
             tails.extend(Region::new(PhysAddr::new(at.saturating_add(file_len)), tail));
         }
     }

@@ -64,6 +64,12 @@ impl Notes {
         self.of_virtualbox
     }
 
+    /// Whether kdump or makedumpfile may have written the core: the kernel's own, and what is made of it, have VMCOREINFO. (QEMU's may have it
+    /// too, and no segments that are longer in memory.)
+    pub(super) fn are_of_kdump(&self) -> bool {
+        self.vmcoreinfo.is_some()
+    }
+
     /// Takes `text` for VMCOREINFO if there is none yet.
     pub(crate) fn vmcoreinfo(&mut self, text: &[u8]) {
         if self.vmcoreinfo.is_none() && text.len() <= MAX_VMCOREINFO {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use vmi_core::{MemoryMap, PAGE_SIZE, PhysAddr, Region};
 use zerocopy::little_endian::{U32, U64};
@@ -163,7 +164,7 @@ impl<'i> Builder<'i> {
             self.runs = disjoint(self.runs);
         }
         let Self { input, wide, sets, runs } = self;
-        let cache = Cache::new(UNPACKED_SETS);
+        let cache = Cache::builder().max_capacity(UNPACKED_SETS).eviction_policy(EvictionPolicy::lru()).build();
         Sets { source: input.source.clone(), wide, sets, runs, cache }
     }
 }
