@@ -54,9 +54,11 @@ impl Served {
     /// The crashed kernel's memory. The first MiB belongs to both kernels, and is in no core.
     fn memory(&self) -> Vec<Range> {
         let (reserved, end) = self.iomem("Crash kernel").next().unwrap();
-        let parts = self.iomem("System RAM").filter(|range| range.0 >= 1 << 20).flat_map(|(start, last)| match (start..last).contains(&reserved) {
-            true => vec![(start, reserved - 1), (end + 1, last)],
-            false => vec![(start, last)],
+        let parts = self.iomem("System RAM").filter(|range| range.0 >= 1 << 20).flat_map(|(start, last)| {
+            match (start..last).contains(&reserved) {
+                true => vec![(start, reserved - 1), (end + 1, last)],
+                false => vec![(start, last)],
+            }
         });
         parts.filter(|(start, last)| start < last).collect()
     }
@@ -119,7 +121,11 @@ impl Served {
         let called = (0..2).filter(|&vcpu| {
             let registers = vcpus.registers(VcpuId(vcpu)).unwrap();
             assert!(code.contains(&registers.rip), "{what}: {:#x} of {vcpu}", registers.rip);
-            let stack: Vec<u64> = (registers.rsp..).step_by(8).take(128).map_while(|at| linux.kernel_space().read(VirtAddr::new(at)).ok()).collect();
+            let stack: Vec<u64> = (registers.rsp..)
+                .step_by(8)
+                .take(128)
+                .map_while(|at| linux.kernel_space().read(VirtAddr::new(at)).ok())
+                .collect();
             stack.iter().any(|word| (crash..crash + 64).contains(word))
         });
         assert_eq!(called.count(), 1, "{what}: return addresses into sysrq_handle_crash");
@@ -166,7 +172,10 @@ fn crash_kernel() {
                 Ok(dump) => {
                     let (vmi, what) = (open(&dump), format!("{program} {options}"));
                     let present = served.same_memory(&vmi, options.starts_with("-E"), &what);
-                    assert!(if all { present == pages } else { present > 2000 && present < pages / 2 }, "{what}: {present} of {pages} pages");
+                    assert!(
+                        if all { present == pages } else { present > 2000 && present < pages / 2 },
+                        "{what}: {present} of {pages} pages"
+                    );
                     served.same_kernel(&vmi, &what);
                     println!("  {what}: {present} pages, {} bytes", dump.metadata().unwrap().len());
                     std::fs::remove_file(dump).unwrap();

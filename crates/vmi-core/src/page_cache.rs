@@ -48,13 +48,19 @@ impl PageCache {
             let start = here.page_offset() as usize;
             let piece = (PAGE_SIZE as usize).saturating_sub(start).min(rest.len());
             let Some(target) = rest.get_mut(..piece) else { break };
-            match self.page(driver, epoch, here.gfn()) {
+            let page = match self.known(epoch, here.gfn()) {
+                // Whoever reads a whole page has it, and would but fill the cache.
+                None if piece == PAGE_SIZE as usize => None,
+                None => self.fetch(driver, epoch, here.gfn()),
+                known => known,
+            };
+            match page {
                 Some(page) => {
                     if let Some(source) = page.get(start..start.saturating_add(piece)) {
                         target.copy_from_slice(source);
                     }
                 }
-                // The page is not whole: the driver says what there is of it, and why not the rest.
+                // Of a page that is not whole, the driver says what there is, and why not the rest.
                 None => driver.read(here, target).map_err(|error| error.after(done))?,
             }
             done = done.saturating_add(piece);
@@ -62,12 +68,15 @@ impl PageCache {
         Ok(())
     }
 
-    fn page<D: Driver>(&self, driver: &D, epoch: u64, gfn: Gfn) -> Option<Arc<Page>> {
-        if let Some(page) = self.pages.get(&(gfn, epoch)) {
-            self.hits.fetch_add(1, Ordering::Relaxed);
-            return Some(page);
-        }
-        self.misses.fetch_add(1, Ordering::Relaxed);
+    fn known(&self, epoch: u64, gfn: Gfn) -> Option<Arc<Page>> {
+        let page = self.pages.get(&(gfn, epoch));
+        let counter = if page.is_some() { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        page
+    }
+
+    /// Reads a page that is not known.
+    fn fetch<D: Driver>(&self, driver: &D, epoch: u64, gfn: Gfn) -> Option<Arc<Page>> {
         let mut page: Page = [0; PAGE_SIZE as usize];
         driver.read(gfn.address()?, &mut page).ok()?;
         let page = Arc::new(page);

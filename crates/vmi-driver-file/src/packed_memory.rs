@@ -37,10 +37,12 @@ pub(crate) struct Block {
 /// The longest block, so that a hostile file cannot make one page cost more.
 pub(crate) const MAX_BLOCK: u64 = 16 << 20;
 
-/// Unpacked blocks that are kept at most, in bytes.
+/// Unpacked memory that is kept at most, in bytes.
 const CACHE_BYTES: u64 = 64 << 20;
-/// What is unpacked ahead of a reader that goes from block to block.
+/// What is unpacked ahead at most, for a reader that goes from block to block.
 const READ_AHEAD: u64 = 1 << 20;
+/// How many times what a reader has read in a row is unpacked ahead, so that two neighbours do not cost as much as a long run.
+const AHEAD_FACTOR: u64 = 4;
 /// What is unpacked at once for a long read.
 const BATCH: usize = 16 << 20;
 /// Less than this is not worth waking other threads.
@@ -50,12 +52,44 @@ const PARALLEL: usize = 32 << 10;
 pub(crate) struct PackedMemory {
     blocks: Box<dyn Blocks>,
     name: String,
-    /// By first address.
-    cache: moka::sync::Cache<u64, Arc<[u8]>>,
+    cache: moka::sync::Cache<Key, Run>,
     /// Whether the cache ever held anything: looking in vain costs as much as unpacking a small page.
     cached: AtomicBool,
-    /// Where a reader that goes from block to block would go on.
+    /// Where a reader that goes from block to block began, and where it would go on.
+    began: AtomicU64,
     next: AtomicU64,
+}
+
+/// By what unpacked memory is found.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    /// A block by itself, by its first address.
+    Block(u64),
+    /// What was unpacked ahead from somewhere in these [`READ_AHEAD`] bytes of memory, and at most to their last block.
+    Ahead(u64),
+}
+
+impl Key {
+    fn ahead(at: PhysAddr) -> Self {
+        Self::Ahead(at.get() / READ_AHEAD)
+    }
+}
+
+/// Unpacked memory.
+#[derive(Clone)]
+struct Run {
+    start: PhysAddr,
+    bytes: Arc<[u8]>,
+}
+
+impl Run {
+    /// Copies what the job wants, if all of it is there.
+    fn copy(&self, job: &mut Job<'_>) -> bool {
+        let before = job.block.region.start().get().checked_sub(self.start.get()).and_then(|before| usize::try_from(before).ok());
+        let start = before.and_then(|before| before.checked_add(job.within));
+        let source = start.and_then(|start| self.bytes.get(start..start.checked_add(job.target.len())?));
+        source.map(|source| job.target.copy_from_slice(source)).is_some()
+    }
 }
 
 /// A part of a block, and where it is wanted.
@@ -75,11 +109,12 @@ enum Found {
 impl PackedMemory {
     /// `name` is that of the machine, for messages.
     pub(crate) fn new(blocks: Box<dyn Blocks>, name: String) -> Self {
-        let weigher = |_: &u64, bytes: &Arc<[u8]>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        // By moka's own policy, a full cache would not take what is unpacked ahead.
+        let weigher = |_: &Key, run: &Run| u32::try_from(run.bytes.len()).unwrap_or(u32::MAX);
+        // By moka's own policy, what was read often would keep out what is read now.
         let policy = EvictionPolicy::lru();
         let cache = moka::sync::Cache::builder().weigher(weigher).max_capacity(CACHE_BYTES).eviction_policy(policy).build();
-        Self { blocks, name, cache, cached: AtomicBool::new(false), next: AtomicU64::new(u64::MAX) }
+        let (began, next) = (AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX));
+        Self { blocks, name, cache, cached: AtomicBool::new(false), began, next }
     }
 
     /// Fills `buf` from `at`.
@@ -93,8 +128,13 @@ impl PackedMemory {
             let (start, end) = (block.region.start(), block.region.end());
             let within = at.get().saturating_sub(start.get()) as usize;
             let found = self.fill(&mut Job { block, within, target: buf })?;
-            if found == Found::Packed && self.next.swap(end.get(), Ordering::Relaxed) == start.get() {
-                self.read_ahead(end);
+            if found == Found::Packed {
+                if self.next.swap(end.get(), Ordering::Relaxed) == start.get() {
+                    let read = end.get().saturating_sub(self.began.load(Ordering::Relaxed));
+                    self.read_ahead(end, read.saturating_mul(AHEAD_FACTOR).min(READ_AHEAD));
+                } else {
+                    self.began.store(start.get(), Ordering::Relaxed);
+                }
             }
             return Ok(());
         }
@@ -150,48 +190,66 @@ impl PackedMemory {
     /// Fills the target of one job: from the cache, or by unpacking.
     fn fill(&self, job: &mut Job<'_>) -> Result<Found> {
         let region = job.block.region;
+        let start = region.start();
         if self.cached.load(Ordering::Relaxed)
-            && let Some(bytes) = self.cache.get(&region.start().get())
+            && [Key::ahead(start), Key::Block(start.get())]
+                .into_iter()
+                .any(|key| self.cache.get(&key).is_some_and(|run| run.copy(job)))
         {
-            copy(&bytes, job)?;
             return Ok(Found::Cached);
         }
         if job.target.len() as u64 == region.len() {
-            // Whoever reads whole blocks keeps them: `Vmi` has a page cache.
+            // Whoever reads whole blocks keeps them.
             self.blocks.unpack(job.block, job.target).map_err(|error| self.damaged(region, error))?;
-        } else {
-            copy(&self.unpacked(job.block)?, job)?;
+            return Ok(Found::Packed);
         }
-        Ok(Found::Packed)
-    }
-
-    fn unpacked(&self, block: Block) -> Result<Arc<[u8]>> {
-        let len = usize::try_from(block.region.len().min(MAX_BLOCK)).unwrap_or_default();
+        let len = usize::try_from(region.len().min(MAX_BLOCK)).unwrap_or_default();
         let mut bytes = vec![0; len];
-        self.blocks.unpack(block, &mut bytes).map_err(|error| self.damaged(block.region, error))?;
-        let bytes: Arc<[u8]> = bytes.into();
-        self.cached.store(true, Ordering::Relaxed);
-        self.cache.insert(block.region.start().get(), Arc::clone(&bytes));
-        Ok(bytes)
+        self.blocks.unpack(job.block, &mut bytes).map_err(|error| self.damaged(region, error))?;
+        let run = Run { start, bytes: bytes.into() };
+        let copied = run.copy(job);
+        self.keep(Key::Block(start.get()), run);
+        if copied { Ok(Found::Packed) } else { Err(Error::hole(region.end())) }
     }
 
-    /// Unpacks what follows `from`, on all processors. Damage is left to whoever reads it.
-    fn read_ahead(&self, from: PhysAddr) {
-        let mut blocks = Vec::new();
-        let (mut at, mut ahead) = (from, 0u64);
-        while ahead < READ_AHEAD
+    fn keep(&self, key: Key, run: Run) {
+        self.cached.store(true, Ordering::Relaxed);
+        self.cache.insert(key, run);
+    }
+
+    /// Unpacks `len` bytes that follow `from`, on all processors. Damage is left to whoever reads it.
+    fn read_ahead(&self, from: PhysAddr, len: u64) {
+        let distance = |at: PhysAddr| at.get().saturating_sub(from.get());
+        let (mut blocks, mut at) = (Vec::new(), from);
+        while distance(at) < len
+            && Key::ahead(at) == Key::ahead(from)
             && let Some(block) = self.blocks.block_at(at)
+            && block.region.start() == at
+            && distance(block.region.end()) <= MAX_BLOCK
         {
-            ahead = ahead.saturating_add(block.region.len());
             at = block.region.end();
             blocks.push(block);
         }
         self.next.store(at.get(), Ordering::Relaxed);
-        blocks.into_par_iter().for_each(|block| {
-            if !self.cache.contains_key(&block.region.start().get()) {
-                let _ = self.unpacked(block);
-            }
-        });
+        let mut bytes = vec![0; usize::try_from(distance(at)).unwrap_or_default()];
+        let mut rest = &mut *bytes;
+        let mut jobs = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            let Some((target, behind)) = rest.split_at_mut_checked(block.region.len() as usize) else { break };
+            jobs.push((block, target));
+            rest = behind;
+        }
+        let unpack = |(block, target): &mut (Block, &mut [u8])| self.blocks.unpack(*block, target).is_ok();
+        let good: Vec<bool> = if len >= PARALLEL as u64 {
+            jobs.par_iter_mut().map(unpack).collect()
+        } else {
+            jobs.iter_mut().map(unpack).collect()
+        };
+        let whole = jobs.iter().zip(good).take_while(|(_, good)| *good).map(|((_, target), _)| target.len()).sum();
+        bytes.truncate(whole);
+        if !bytes.is_empty() {
+            self.keep(Key::ahead(from), Run { start: from, bytes: bytes.into() });
+        }
     }
 
     #[cold]
@@ -199,13 +257,6 @@ impl PackedMemory {
         let action = format!("unpacking the memory at {}", region.start());
         ErrorKind::Driver { back_end: self.name.clone(), action, source: error.into() }.into()
     }
-}
-
-fn copy(bytes: &[u8], job: &mut Job<'_>) -> Result<()> {
-    let end = job.within.saturating_add(job.target.len());
-    let source = bytes.get(job.within..end).ok_or_else(|| Error::hole(job.block.region.end()))?;
-    job.target.copy_from_slice(source);
-    Ok(())
 }
 
 impl fmt::Debug for PackedMemory {
@@ -331,14 +382,42 @@ mod tests {
     /// Nor does one of pages, when the cache is full long since.
     #[test]
     fn a_sequential_reader_of_more_than_the_cache_unpacks_nothing_twice() {
-        let unpacked = Arc::new(AtomicUsize::new(0));
         let blocks = CACHE_BYTES / PAGE * 5 / 4;
-        let counted = Counted { block: PAGE, blocks, is_hole: |_| false, damaged: None, unpacked: Arc::clone(&unpacked) };
-        let memory = PackedMemory::new(Box::new(counted), "test".to_owned());
-        let mut page = vec![0; PAGE as usize];
-        for number in 0..blocks {
-            memory.read(PhysAddr::new(number * PAGE), &mut page).unwrap();
-        }
+        let (memory, unpacked) = pages(blocks);
+        (0..blocks).for_each(|number| check_page(&memory, number));
         assert_eq!(unpacked.load(Ordering::Relaxed) as u64, blocks);
+    }
+
+    /// Pages of memory without holes.
+    fn pages(blocks: u64) -> (PackedMemory, Arc<AtomicUsize>) {
+        let unpacked = Arc::new(AtomicUsize::new(0));
+        let counted = Counted { block: PAGE, blocks, is_hole: |_| false, damaged: None, unpacked: Arc::clone(&unpacked) };
+        (PackedMemory::new(Box::new(counted), "test".to_owned()), unpacked)
+    }
+
+    fn check_page(memory: &PackedMemory, number: u64) {
+        let mut page = vec![0; PAGE as usize];
+        memory.read(PhysAddr::new(number * PAGE), &mut page).unwrap();
+        assert!(page.iter().zip(number * PAGE..).all(|(&got, at)| got == byte(at)), "{number}");
+    }
+
+    #[test]
+    fn sequential_readers_do_not_disturb_each_other() {
+        let (memory, unpacked) = pages(8 * 4096);
+        for number in 0..4096 {
+            (0..8).for_each(|reader| check_page(&memory, reader * 4096 + number));
+        }
+        let unpacked = unpacked.load(Ordering::Relaxed);
+        assert!(unpacked < 8 * 4096 * 11 / 10, "{unpacked}");
+    }
+
+    #[test]
+    fn neighbours_do_not_cost_a_long_run() {
+        let (memory, unpacked) = pages(1 << 16);
+        for number in (0..1 << 16).step_by(64) {
+            check_page(&memory, number);
+            check_page(&memory, number + 1);
+        }
+        assert_eq!(unpacked.load(Ordering::Relaxed), (1 << 10) * (2 + 2 * AHEAD_FACTOR as usize));
     }
 }
