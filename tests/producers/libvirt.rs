@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Deserialize;
 
 use crate::harness::{Server, ram_of};
-use crate::truth::{Process, Truth, same_processes, task_name};
+use crate::truth::{Process, Truth, process, same_processes};
 
 /// Packings of `save_image_format`. One without its program, or which this libvirt does not have, is said.
 const PACKINGS: &[&str] = &["lzop", "gzip", "bzip2", "xz", "zstd"];
@@ -51,11 +51,4 @@ fn libvirt_images() {
         let bytes = image.path.metadata().unwrap().len();
         println!("  {}: {bytes} bytes, checked in {:.2} s", image.what, began.elapsed().as_secs_f64());
     }
-}
-
-/// A line of /proc/PID/stat.
-pub(crate) fn process(line: &str) -> Option<Process> {
-    let (pid, rest) = line.split_once(" (")?;
-    let (name, rest) = rest.rsplit_once(") ")?;
-    Some((pid.parse().ok()?, rest.split(' ').nth(1)?.parse().ok()?, task_name(name)))
 }

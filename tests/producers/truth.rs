@@ -142,6 +142,13 @@ pub(crate) fn same_processes(guest: &BTreeSet<Process>, listed: &BTreeSet<Proces
     assert!(listed.len() > 20 && missing.is_empty() && unknown.is_empty(), "missing {missing:?}, unknown {unknown:?}");
 }
 
+/// A line of /proc/PID/stat.
+pub(crate) fn process(line: &str) -> Option<Process> {
+    let (pid, rest) = line.split_once(" (")?;
+    let (name, rest) = rest.rsplit_once(") ")?;
+    Some((pid.parse().ok()?, rest.split(' ').nth(1)?.parse().ok()?, task_name(name)))
+}
+
 /// The name of a process of /proc as the task has it: without what a worker works on, and not longer than 15 bytes.
 pub(crate) fn task_name(name: &str) -> String {
     let name = name.split_once('-').filter(|_| name.starts_with("kworker/")).map_or(name, |(name, _)| name);

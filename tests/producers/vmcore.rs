@@ -13,8 +13,7 @@ use vmi::linux::Linux;
 use vmi::{AnyDriver, Driver, ErrorKind, Memory, PhysAddr, VcpuId, VirtAddr, Vmi};
 
 use crate::harness::Server;
-use crate::libvirt::process;
-use crate::truth::{Process, processes, same_processes};
+use crate::truth::{Process, process, processes, same_processes};
 
 /// What `vmcore.py serve` says.
 #[derive(Debug, Deserialize)]
