@@ -48,7 +48,7 @@ const BATCH: usize = 16 << 20;
 /// Less than this is not worth waking other threads.
 const PARALLEL: usize = 32 << 10;
 
-/// Blocks, with a bounded cache of those that were read in parts.
+/// Blocks, with a bounded cache of those that were read in parts or unpacked ahead.
 pub(crate) struct PackedMemory {
     blocks: Box<dyn Blocks>,
     name: String,
