@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Let a guest crash, and its crash kernel write /proc/vmcore.
 
-    vmcore.py serve     boot a guest with a crash kernel loaded, have it panic, print one line of JSON when the crash kernel has written
-                        /proc/vmcore to a disk, and keep the files until standard input ends
+    vmcore.py serve KERNEL    boot a guest with a crash kernel loaded (one of kernels.tsv), have it panic, print one line of JSON when the crash
+                              kernel has written /proc/vmcore to a disk, and keep the files until standard input ends
 
 The line has the paths of the core and of the guest's RAM as the crash kernel left it, where that RAM is in physical memory, and what the
 guest said before: /proc/iomem, its processes, some of /proc/kallsyms, and the facts of the process `actor` (actor.c).
@@ -54,13 +54,13 @@ class Crashing(Live):
         return processes
 
 
-def crashed(directory):
+def crashed(directory, kernel):
     """What the JSON says."""
     core = directory / "vmcore"
     mib = sum(SHAPES["crash"][0])
     core.touch()
     os.truncate(core, 2 * mib << 20)
-    with Crashing(directory) as guest:
+    with Crashing(directory, kernel) as guest:
         booted = guest.boot("own", "crash", "file", RESERVED, [
             "-drive", f"if=none,id=disk,format=raw,file={core}", "-device", "nvme,drive=disk,serial=1"])
         guest.connect()
@@ -74,13 +74,13 @@ def crashed(directory):
     }
 
 
-def main(*arguments):
-    if arguments != ("serve",):
+def main(verb=None, kernel=None, *more):
+    if verb != "serve" or not kernel or more:
         sys.exit(__doc__)
     end_by_exception()
     try:
         with Scratch() as directory:
-            print(json.dumps(crashed(directory)), flush=True)
+            print(json.dumps(crashed(directory, kernel)), flush=True)
             until_eof()
     except Missing as missing:
         print(json.dumps({"skipped": str(missing)}), flush=True)

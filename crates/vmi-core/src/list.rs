@@ -6,7 +6,7 @@ use core::fmt;
 use core::iter::FusedIterator;
 
 use crate::live::{self, Still};
-use crate::{AddressSpace, Driver, Error, ErrorKind, Result, VirtAddr};
+use crate::{AddressSpace, Driver, Error, ErrorKind, Paging, Result, VirtAddr};
 
 mod running;
 
@@ -69,11 +69,14 @@ impl<D: Driver> FusedIterator for Nodes<'_, '_, D> {}
 
 /// A walk over the nodes of a circular list, without its head, in memory that holds still.
 ///
-/// A list that does not lead back to its head ends in an error: where memory ends, after `limit` nodes, or when it runs in a circle
+/// A list that does not lead back to its head gives an error: where memory ends, after `limit` nodes, or when it runs in a circle
 /// that leaves out the head. The circle is found by Brent's algorithm ("An improved Monte Carlo factorization algorithm", 1980), which
 /// costs one comparison a node; nodes of the circle can come up to three times before the error.
 ///
-/// Only the forward pointers count: those backward are stale for a moment in every kernel that adds or removes a node.
+/// Behind an error that a node could not be read (its page is paged out, or was left out of the image) come those that the head's other end
+/// leads to, last one first. Nothing else follows an error.
+///
+/// Else only the forward pointers count: those backward are stale for a moment in every kernel that adds or removes a node.
 pub struct List<'a, 'v, D: Driver> {
     space: &'a AddressSpace<'v, D>,
     /// What is listed, for errors: `the task list`.
@@ -84,19 +87,21 @@ pub struct List<'a, 'v, D: Driver> {
     count: usize,
     /// A node passed before: the one whose number is the last power of two.
     landmark: VirtAddr,
+    /// Where the walk from the other end is, since that from the head met a node that cannot be read.
+    back: Option<VirtAddr>,
     ended: bool,
 }
 
 impl<'a, 'v, D: Driver> List<'a, 'v, D> {
     /// A walk from `head`, whose nodes are counted in errors as those of `what`.
     pub fn new(space: &'a AddressSpace<'v, D>, head: VirtAddr, what: &'static str, limit: usize) -> Self {
-        Self { space, what, limit, head, here: head, count: 0, landmark: head, ended: false }
+        Self { space, what, limit, head, here: head, count: 0, landmark: head, back: None, ended: false }
     }
 
     /// The node behind `here`, or `None` at the end.
     #[inline]
     fn step(&mut self) -> Result<Option<VirtAddr>> {
-        let node = self.space.read_pointer(self.here)?;
+        let node = self.space.read_pointer(self.here).inspect_err(|_| self.back = Some(self.head))?;
         if node == self.head {
             return Ok(None);
         }
@@ -113,6 +118,17 @@ impl<'a, 'v, D: Driver> List<'a, 'v, D> {
         self.here = node;
         Ok(Some(node))
     }
+
+    /// The node before `behind`, if there is one that leads back to it. Each node has one behind it, so none comes twice.
+    fn step_back(&mut self, behind: VirtAddr) -> Option<VirtAddr> {
+        let node = self.space.read_pointer(behind.wrapping_add(self.space.mode().pointer_size() as u64)).ok()?;
+        let is_new = node != self.head && node != self.here && self.count < self.limit;
+        if !is_new || self.space.read_pointer(node).ok()? != behind {
+            return None;
+        }
+        self.count = self.count.wrapping_add(1);
+        Some(node)
+    }
 }
 
 impl<D: Driver> Iterator for List<'_, '_, D> {
@@ -124,8 +140,13 @@ impl<D: Driver> Iterator for List<'_, '_, D> {
         if self.ended {
             return None;
         }
+        if let Some(behind) = self.back {
+            self.back = self.step_back(behind);
+            self.ended = self.back.is_none();
+            return self.back.map(Ok);
+        }
         let step = self.step();
-        self.ended = !matches!(step, Ok(Some(_)));
+        self.ended = !matches!(step, Ok(Some(_))) && self.back.is_none();
         step.transpose()
     }
 }
@@ -158,8 +179,15 @@ mod tests {
     use crate::synthetic::{LiveDriver, SyntheticDriver, Unpaged};
     use crate::{PhysAddr, Vmi};
 
-    /// Walks a list whose head is at 0x1000 in memory that holds these pointers.
+    /// Walks a list whose head is at 0x1000 in memory that holds these pointers. The nodes up to an error, and the error.
     fn walk(pointers: &[(u64, u64)], limit: usize) -> (Vec<u64>, Option<ErrorKind>) {
+        let (nodes, error, behind) = walk_on(pointers, limit);
+        assert!(behind.is_empty(), "nothing follows the end");
+        (nodes, error)
+    }
+
+    /// The nodes up to an error, the error, and the nodes behind it.
+    fn walk_on(pointers: &[(u64, u64)], limit: usize) -> (Vec<u64>, Option<ErrorKind>, Vec<u64>) {
         let mut bytes = vec![0; 0x1000];
         for (at, to) in pointers {
             bytes[*at as usize - 0x1000..][..8].copy_from_slice(&to.to_le_bytes());
@@ -175,6 +203,7 @@ mod tests {
                 None => break None,
             }
         };
+        let behind = list.by_ref().map(|node| node.unwrap().get()).collect();
         assert!(list.next().is_none(), "nothing follows the end");
         let kind = error.map(|error| match error.kind() {
             ErrorKind::Corrupt { what, at } => ErrorKind::Corrupt { what: what.clone(), at: *at },
@@ -182,7 +211,7 @@ mod tests {
             ErrorKind::Hole { at } => ErrorKind::Hole { at: *at },
             other => panic!("{other}"),
         });
-        (nodes, kind)
+        (nodes, kind, behind)
     }
 
     #[test]
@@ -216,6 +245,28 @@ mod tests {
         assert!(matches!(error, Some(ErrorKind::Hole { at }) if at == PhysAddr::new(0x9000)), "{error:?}");
         let (_, error) = walk(&[(0x1000, 0x1100), (0x1100, 0)], 10);
         assert!(matches!(error, Some(ErrorKind::Hole { at }) if at == PhysAddr::ZERO), "a null pointer: {error:?}");
+    }
+
+    /// makedumpfile 1.7.2 leaves out pages of tasks of kernels that are newer than it knows.
+    #[test]
+    fn behind_a_hole_a_list_goes_on_from_its_other_end() {
+        let hole = [
+            (0x1000, 0x1100),
+            (0x1100, 0x9000),
+            (0x1008, 0x1300),
+            (0x1300, 0x1000),
+            (0x1308, 0x1200),
+            (0x1200, 0x1300),
+            (0x1208, 0x9000),
+        ];
+        let (nodes, error, behind) = walk_on(&hole, 10);
+        assert_eq!((nodes, behind), (vec![0x1100, 0x9000], vec![0x1300, 0x1200]));
+        assert!(matches!(error, Some(ErrorKind::Hole { .. })), "{error:?}");
+        assert_eq!(walk_on(&hole, 3).2, [0x1300], "the limit counts both walks");
+        let of = |last: (u64, u64)| walk_on(&[&hole[..6], &[last]].concat(), 10).2;
+        assert_eq!(of((0x1208, 0xa000)), [0x1300, 0x1200], "another node that cannot be read: what is between is lost");
+        assert_eq!(of((0x1208, 0x1100)), [0x1300, 0x1200], "a node that does not lead back to the one behind it");
+        assert_eq!(of((0x1208, 0x1300)), [0x1300, 0x1200], "a circle");
     }
 
     #[test]
