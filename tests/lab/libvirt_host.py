@@ -22,7 +22,7 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 from guest import QEMU, GuestDied
-from live import Live, Missing
+from live import Live, Missing, run
 from scratch import Scratch, die_with_parent, end_by_exception, until_eof
 
 MIB = 128
@@ -242,9 +242,4 @@ def main(verb=None, *memories):
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except BrokenPipeError:  # whoever started this died meanwhile
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except GuestDied as error:
-        sys.exit(str(error))
+    run(main, *sys.argv[1:])

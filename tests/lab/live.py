@@ -232,6 +232,16 @@ def prepare():
     return 1 if failed else 0
 
 
+def run(main, *arguments):
+    """Run what a script of the lab does; why a guest died is its last word."""
+    try:
+        sys.exit(main(*arguments))
+    except BrokenPipeError:  # whoever started this died meanwhile
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except GuestDied as error:
+        sys.exit(str(error))
+
+
 def main():
     parser = argparse.ArgumentParser(prog="live.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -254,9 +264,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:  # whoever started this died meanwhile
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except GuestDied as error:
-        sys.exit(str(error))
+    run(main)

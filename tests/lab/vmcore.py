@@ -13,7 +13,7 @@ import os
 import sys
 
 from guest import GuestDied
-from live import BOOT_SECONDS, SHAPES, Live, Missing, archive
+from live import BOOT_SECONDS, SHAPES, Live, Missing, archive, run
 from scratch import Scratch, end_by_exception, until_eof
 
 LOW_MIB = 320
@@ -87,9 +87,4 @@ def main(verb=None, kernel=None, *more):
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except BrokenPipeError:  # whoever started this died meanwhile
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except GuestDied as error:
-        sys.exit(str(error))
+    run(main, *sys.argv[1:])
