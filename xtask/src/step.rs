@@ -106,7 +106,7 @@ impl Steps {
         counts.failed == 0
     }
 
-    /// Print once more what failed, then what each step found, and the sum; true if nothing failed.
+    /// Print once more what failed, then what each step found, the sum, and the steps where something failed; true if nothing did.
     pub(crate) fn summary(&self) -> bool {
         let mut sum = Counts::default();
         self.failures.iter().for_each(|failure| println!("\n{}", failure.trim_end()));
@@ -116,7 +116,12 @@ impl Steps {
             sum.add(*counts);
         }
         println!("\n{sum}");
-        sum.failed == 0
+        let failed: Vec<_> =
+            self.done.iter().filter(|(_, _, counts)| counts.failed > 0).map(|(name, ..)| name.as_str()).collect();
+        if !failed.is_empty() {
+            println!("FAILED: {}", failed.join(", "));
+        }
+        failed.is_empty()
     }
 }
 

@@ -67,8 +67,9 @@ impl Rows {
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.guest.handle.check()?;
         loop {
+            // Again behind `on_error`, which may have closed it.
+            self.guest.handle.check()?;
             // Not held while Python runs: its callback may ask for the next row.
             let row = self.rows.lock().unwrap_or_else(PoisonError::into_inner).next();
             match (row, &self.on_error) {
