@@ -458,6 +458,34 @@ def stream(mapped=False, machine=b"pc-q35-10.0"):
     return out + b"\0\x06" + be(4, len(text)) + text
 
 
+def qcow2(states, bits=9, extended=False, version=3, size=1 << 20):
+    """A disk image with a snapshot of each state, whose clusters are in the opposite order."""
+    cluster, entry = 1 << bits, 16 if extended else 8
+    out, table = bytearray(cluster), b""
+    for number, state in enumerate(states, 1):
+        parts = [state[at : at + cluster] for at in range(0, len(state), cluster)]
+        places = {}
+        for part in reversed(range(len(parts))):
+            places[part] = len(out)
+            out += parts[part].ljust(cluster, b"\0")
+        entries = b"".join(be(8, 1 << 63 | places[part], *([0xFFFFFFFE00000001] if extended and not any(parts[part][cluster // 32 :]) else [0xFFFFFFFF] if extended else []))
+                           for part in range(len(parts)))
+        l1 = bytes(8 * -(-size // (cluster // entry * cluster)))
+        for at in range(0, len(entries), cluster):
+            l1 += be(8, 1 << 63 | len(out))
+            out += entries[at : at + cluster].ljust(cluster, b"\0")
+        name = short(b"moment")[1:] + be(1, 0x30 + number)
+        extra = be(8, len(state), size, 0) if version > 2 else b""
+        table += be(8, len(out)) + be(4, len(l1) // 8) + be(2, 1, len(name)) + be(4, number, 0) + be(8, 0)
+        table += be(4, 0 if extra else len(state), len(extra)) + extra
+        table = pad(table + be(1, 0x30 + number) + name, 8)
+        out += pad(l1, cluster)
+    header = b"QFI\xfb" + be(4, version) + bytes(12) + be(4, bits) + be(8, size) + bytes(28) + be(4, len(states)) + be(8, len(out))
+    header += be(8, 16 if extended else 0) + bytes(16) + be(4, 4, 104) if version > 2 else b""
+    out[: len(header)] = header
+    return bytes(out) + table
+
+
 def libvirt(content, packing):
     xml = b"<domain type='kvm'><name>a</name></domain>\0"
     return b"LibvirtQemudSave" + u32(2, len(xml), 1, packing, 0) + bytes(56) + xml + content
@@ -473,6 +501,10 @@ def streams():
     put("qemu_stream", "rounds", stream())
     put("qemu_stream", "bad-xbzrle", stream().replace(be(8, 0x1022), be(8, 0x1060)))
     put("mapped_ram", "pages", stream(True))
+    put("qcow2", "one", qcow2([stream()]))
+    put("qcow2", "two", qcow2([stream(machine=b"pc-i440fx-7.2"), stream()], version=2))
+    put("qcow2", "subclusters", qcow2([stream()], bits=14, extended=True))
+    put("qcow2", "bad-no-memory", qcow2([b""]))
     put("libvirt_save", "raw", libvirt(stream(), 0))
     put("libvirt_save", "gzip", libvirt(gzip.compress(stream(), mtime=0), 1))
     put("libvirt_save", "lzop", libvirt(lzop(stream()), 4))

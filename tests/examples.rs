@@ -164,6 +164,26 @@ fn a_back_end_that_is_not_there_is_named() {
 }
 
 #[test]
+fn what_the_library_warns_of_is_shown() {
+    let image = images::cut(&demo_as("lime"), 95 << 20);
+    let output = |more: &[&str]| example("memory-map").arg("--allow-truncated").args(more).arg(&image).run();
+    let shown = output(&[]);
+    assert!(shown.code == 0 && shown.stderr.contains("warning: the image is cut short (what: "), "{shown:?}");
+    let quiet = output(&["--quiet"]);
+    assert!(quiet.stderr.is_empty() && quiet.stdout == shown.stdout, "{quiet:?}");
+}
+
+#[test]
+fn snapshots_and_bases_are_chosen() {
+    example("process-list").args(["--snapshot", "a"]).run().assert_failed_with("none called `a`");
+    // A file that is all holes says nothing: all of it is the base's.
+    let base = demo_as("raw");
+    let image = images::holes(std::fs::metadata(&base).unwrap().len());
+    let output = example("process-list").arg("--json").arg("--base").arg(base).arg(image).run();
+    assert_eq!(processes(&output), expected_processes());
+}
+
+#[test]
 fn a_raw_image_cut_short_never_gives_a_wrong_list() {
     for length in [4096, 17 << 20, 40 << 20, 70 << 20, 95 << 20] {
         let output = example("process-list").arg("--json").arg(images::cut(&demo_as("raw"), length)).run();

@@ -27,6 +27,7 @@ def open(
     raw_map: str | None = None,
     allow_truncated: bool = False,
     base: str | PathLike[str] | None = None,
+    snapshot: str | None = None,
     road: Literal["shared", "process", "pmemaccess", "gdb"] | None = None,
 ) -> Machine:
     """Opens a memory image, compressed or not, or a running guest: "guest.lime", "qemu:/run/guest.qmp"."""

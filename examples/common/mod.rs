@@ -4,6 +4,7 @@
 pub mod events;
 pub mod table;
 pub mod text;
+mod warnings;
 
 use core::fmt::Display;
 use std::io::{self, Write};
@@ -35,7 +36,7 @@ Exit codes:
 /// The arguments that all examples take.
 #[derive(clap::Args, Debug)]
 pub struct Common {
-    /// Memory image of any common format, also packed (zstd, gzip, xz, lz4, bzip2, lzop), or a directory with a snapshot, or running guest: qemu:SOCKET, qemu:PID, gdb:ADDRESS, libvirt:NAME
+    /// Memory image of any common format, also packed (zstd, gzip, xz, lz4, bzip2, lzop), a qcow2 disk or a directory with a snapshot, or running guest: qemu:SOCKET, qemu:PID, gdb:ADDRESS, libvirt:NAME
     /// [default: the demo image of this repository]
     target: Option<Target>,
 
@@ -43,7 +44,7 @@ pub struct Common {
     #[arg(long)]
     json: bool,
 
-    /// Print no notes, only errors
+    /// Print no notes and warnings, only errors
     #[arg(long, short)]
     quiet: bool,
 
@@ -54,6 +55,14 @@ pub struct Common {
     /// Read what there is of an image that is cut short
     #[arg(long)]
     allow_truncated: bool,
+
+    /// Read the snapshot of this name, or number, of a disk image with several [default: the newest with memory]
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<String>,
+
+    /// Lay the image over this one, as a differential snapshot over the full one; more than once for what lies below that
+    #[arg(long, value_name = "IMAGE")]
+    base: Vec<PathBuf>,
 
     /// Read a running guest's memory in this way, or not at all: shared, process, pmemaccess or gdb [default: the best that works]
     #[arg(long, value_name = "ROAD")]
@@ -73,6 +82,9 @@ pub struct Common {
 impl Common {
     /// Opens the target, or the demo image.
     pub fn open(&self) -> anyhow::Result<Vmi<AnyDriver>> {
+        if !self.quiet {
+            warnings::show();
+        }
         let target = self.target.clone().unwrap_or_else(|| {
             self.note(format_args!("no target given: this is the demo image of the repository, {DEMO}"));
             Path::new(DEMO).into()
@@ -81,6 +93,10 @@ impl Common {
         if let Some(map) = &self.raw_map {
             image = image.raw_map(map.clone());
         }
+        if let Some(name) = &self.snapshot {
+            image = image.snapshot(name);
+        }
+        image = self.base.iter().fold(image, OpenOptions::base);
         let qemu = self.road.map_or_else(kvm::Options::new, |road| kvm::Options::new().road(road));
         #[allow(clippy::needless_update, reason = "features of the library add fields")]
         let options = vmi::Options { image, qemu, ..vmi::Options::default() };

@@ -45,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "flattened", about: "makedumpfile's flattened form", run: images::open },
     Target { name: "qemu_stream", about: "QEMU's migration streams", run: images::open },
     Target { name: "mapped_ram", about: "QEMU's migration streams with memory at fixed places", run: images::open },
+    Target { name: "qcow2", about: "snapshots in qcow2 disk images", run: images::open },
     Target { name: "libvirt_save", about: "libvirt's saved domains", run: images::open },
     Target { name: "lzop", about: "lzop around images", run: images::open },
     Target { name: "kallsyms", about: "the kernel's symbol table in its own memory", run: symbols::kallsyms },

@@ -47,6 +47,13 @@ pub(crate) fn cut(image: &Path, length: u64) -> PathBuf {
     path
 }
 
+/// A file of `length` bytes of which nothing is stored.
+pub(crate) fn holes(length: u64) -> PathBuf {
+    let path = file("holes.raw");
+    File::create(&path).unwrap().set_len(length).unwrap();
+    path
+}
+
 /// What no example that needs an operating system can read, each with what it is.
 pub(crate) fn hopeless() -> Vec<(&'static str, PathBuf)> {
     let write = |name: &str, bytes: &[u8]| {

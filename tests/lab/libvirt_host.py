@@ -3,8 +3,9 @@
 
     libvirt_host.py serve MEMORY...   start libvirtd and a domain for each kind of memory (file, memfd, private), print one line of JSON
                                       that says how to reach them, and keep them until standard input ends; then nothing of it is left
-    libvirt_host.py images PACKING... start them with one domain and suspend it; save and dump it plain, in each packing and format, and print a
-                                      line of JSON with the files, what QEMU says of the moment, and the guest's own list of processes
+    libvirt_host.py images PACKING... start them with one domain and suspend it; take a snapshot in its disk, save and dump it plain, in each
+                                      packing and format, and print a line of JSON with the files, what QEMU says of the moment, and the
+                                      guest's own list of processes
 
 The daemon runs in mount and network namespaces of its own, where its directories are private ones: neither /etc nor /run nor /var of the
 machine is written, and a libvirtd of the machine is not disturbed. Needs root, and no systemd. The line has the uri by which a client
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -53,6 +55,7 @@ done
 exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirtd.pid
 """
 SHARED = "<memoryBacking><source type='{source}'/><access mode='shared'/></memoryBacking>"
+DISK = "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file={file}/><target dev='vda' bus='virtio'/></disk>"
 DOMAIN = """<domain type='qemu'>
   <name>{name}</name>
   <memory unit='MiB'>{mib}</memory>
@@ -72,6 +75,7 @@ DOMAIN = """<domain type='qemu'>
     <serial type='file'><source path={console}/></serial>
     <serial type='unix'><source mode='bind' path={cmd}/></serial>
     <memballoon model='none'/>
+    {disk}
   </devices>
 </domain>
 """
@@ -141,8 +145,8 @@ class Libvirtd:
             raise GuestDied(f"virsh {' '.join(arguments)}: {done.stderr.strip()}")
         return done
 
-    def start(self, memory):
-        """Start a domain; return its guest, whose serial line is connected, and what the JSON says of it."""
+    def start(self, memory, disk=None):
+        """Start a domain, with a disk if one is given; return its guest, whose serial line is connected, and what the JSON says of it."""
         name = f"vmi-{memory}"
         directory = self.dir / name
         directory.mkdir()
@@ -150,7 +154,7 @@ class Libvirtd:
         kernel, initramfs, append = guest.kernel_files()
         xml = DOMAIN.format(
             name=name, mib=MIB, kernel=kernel, initramfs=initramfs, append=append, qemu=shutil.which(QEMU),
-            memory="" if memory == "private" else SHARED.format(source={"file": "file", "memfd": "memfd"}[memory]),
+            disk=DISK.format(file=quoteattr(str(disk))) if disk else "", memory="" if memory == "private" else SHARED.format(source={"file": "file", "memfd": "memfd"}[memory]),
             console=quoteattr(f"{directory}/console.log"), cmd=quoteattr(f"{directory}/cmd.sock"))
         (directory / "domain.xml").write_text(xml)
         # what a guest says while nobody is connected is lost, so it runs when somebody is
@@ -164,9 +168,19 @@ class Libvirtd:
         }
 
 
+def empty_disk(path):
+    """Write a qcow2 image of a disk of 16 MiB (QEMU, docs/interop/qcow2.txt): header, table and block of reference counts, table of clusters."""
+    cluster = 1 << 16
+    header = struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, 16, 16 << 20, 0, 1, 3 * cluster, cluster, 1, 0, 0, 0, 0, 0, 4, 104)
+    parts = [header, struct.pack(">Q", 2 * cluster), struct.pack(">4H", 1, 1, 1, 1), bytes(8)]
+    path.write_bytes(b"".join(part.ljust(cluster, b"\0") for part in parts))
+
+
 def images(host, directory, packings):
     """What the JSON says of the images of one domain. It is destroyed by a save, and restored from it."""
-    guest, row = host.start("private")
+    disk = directory / "disk.qcow2"
+    empty_disk(disk)
+    guest, row = host.start("private", disk)
     guest.wait_ready()
     name, rows = row["name"], []
     list_processes = 'for f in /proc/[0-9]*/stat; do read -r l < $f && echo "$l"; done'
@@ -183,6 +197,8 @@ def images(host, directory, packings):
         rows.append({"what": what, "path": str(path), "error": done.stderr.strip() if done.returncode else None})
         return path
 
+    taken = host.virsh("snapshot-create-as", name, "moment", check=False)
+    rows.append({"what": "snapshot", "path": str(disk), "error": taken.stderr.strip() if taken.returncode else None})
     for form in DUMPS:
         take(f"dump {form}", "dump", name, None, "--memory-only", "--format", form)
     def restore(saved):

@@ -1,4 +1,5 @@
-//! What libvirt writes of a suspended domain: `virsh save` and `virsh dump` in each packing, and `virsh dump --memory-only` in each format.
+//! What libvirt writes of a suspended domain: `virsh snapshot-create-as` into its qcow2 disk, `virsh save` and `virsh dump` in each packing, and
+//! `virsh dump --memory-only` in each format.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What QEMU writes of a guest that stands still: `dump-guest-memory` and `migrate`.
+//! What QEMU writes of a guest that stands still: `dump-guest-memory`, `migrate` and `snapshot-save`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,6 +20,8 @@ enum Way {
     File,
     /// `migrate` to a file with memory at fixed places.
     MappedRam,
+    /// A snapshot in a disk image, as of `savevm`; with subclusters or without.
+    Snapshot { extended: bool },
 }
 
 /// All that is read here. Of a format that this QEMU was built without, that is said.
@@ -34,6 +36,8 @@ const WAYS: &[Way] = &[
     Way::Stream,
     Way::File,
     Way::MappedRam,
+    Way::Snapshot { extended: false },
+    Way::Snapshot { extended: true },
 ];
 
 /// How long QEMU may take for an image.
@@ -111,7 +115,40 @@ fn write(qmp: &mut Qmp, way: Way, path: &Path) -> Result<(), String> {
             capability(qmp, "mapped-ram", false)?;
             done
         }
+        Way::Snapshot { extended } => snapshot(qmp, path, extended),
     }
+}
+
+/// Makes a disk image, gives it to the machine for the time of a snapshot, and takes one.
+fn snapshot(qmp: &mut Qmp, path: &Path, extended: bool) -> Result<(), String> {
+    std::fs::write(path, []).unwrap();
+    qmp.execute("blockdev-add", json!({ "driver": "file", "node-name": "file", "filename": path.to_str().unwrap() }))?;
+    // Not a whole number of what an entry of the first level has.
+    let disk = json!({ "driver": "qcow2", "file": "file", "size": (700 << 20) + 512, "extended-l2": extended });
+    job(qmp, "blockdev-create", json!({ "options": disk }))?;
+    qmp.execute("blockdev-add", json!({ "driver": "qcow2", "node-name": "disk", "file": "file" }))?;
+    let done = job(qmp, "snapshot-save", json!({ "tag": "moment", "vmstate": "disk", "devices": ["disk"] }));
+    qmp.execute("blockdev-del", json!({ "node-name": "disk" }))?;
+    qmp.execute("blockdev-del", json!({ "node-name": "file" }))?;
+    done
+}
+
+/// Runs what QEMU does in the background, to its end.
+fn job(qmp: &mut Qmp, command: &str, mut arguments: Value) -> Result<(), String> {
+    arguments["job-id"] = json!(command);
+    qmp.execute(command, arguments)?;
+    let deadline = Instant::now() + PATIENCE;
+    let error = loop {
+        let jobs = qmp.execute("query-jobs", json!({}))?;
+        let job = jobs.as_array().unwrap().iter().find(|job| job["id"] == command).unwrap();
+        if job["status"] == "concluded" {
+            break job.get("error").map(Value::to_string);
+        }
+        assert!(Instant::now() < deadline, "{command}: {job}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    qmp.execute("job-dismiss", json!({ "id": command }))?;
+    error.map_or(Ok(()), |error| panic!("{command}: {error}"))
 }
 
 fn capability(qmp: &mut Qmp, name: &str, state: bool) -> Result<(), String> {

@@ -1963,6 +1963,13 @@ vmi_status vmi_options_add_symbols(vmi_options *options, const char * path, vmi_
 vmi_status vmi_options_set_base(vmi_options *options, const char * path, vmi_error **error);
 
 /**
+ * Reads the snapshot of this name, or else of this number, of a disk image that has several. Without this call that is the newest one with memory.
+ */
+vmi_status vmi_options_set_snapshot(vmi_options *options,
+                                    const char * name,
+                                    vmi_error **error);
+
+/**
  * Whether symbol files of Windows that are nowhere on this host are fetched (not 0) from the servers that _NT_SYMBOL_PATH names, or from Microsoft's. VMI_STATUS_UNSUPPORTED
  * if the library was built without the feature `download`.
  */

@@ -31,6 +31,7 @@ struct Values {
     raw_map: Option<RawMap>,
     allow_truncated: bool,
     base: Option<PathBuf>,
+    snapshot: Option<String>,
     road: Option<Road>,
     symbols: Vec<PathBuf>,
     download: bool,
@@ -54,13 +55,16 @@ fn values(options: *mut vmi_options) -> Result<Values> {
 /// For opening.
 #[allow(clippy::needless_update, reason = "with more back ends there are more options")]
 pub(crate) fn for_open(options: *mut vmi_options) -> Result<vmi::Options> {
-    let Values { raw_map, allow_truncated, base, road, .. } = values(options)?;
+    let Values { raw_map, allow_truncated, base, snapshot, road, .. } = values(options)?;
     let mut image = OpenOptions::new().allow_truncated(allow_truncated);
     if let Some(map) = raw_map {
         image = image.raw_map(map);
     }
     if let Some(base) = base {
         image = image.base(base);
+    }
+    if let Some(name) = snapshot {
+        image = image.snapshot(name);
     }
     let mut qemu = vmi::kvm::Options::new();
     if let Some(road) = road {
@@ -166,6 +170,20 @@ pub extern "C" fn vmi_options_set_base(
         let options = table::get(options)?;
         let path = path.path("the path")?;
         options.values().base = Some(path);
+        Ok(())
+    })
+}
+
+/// Reads the snapshot of this name, or else of this number, of a disk image that has several. Without this call that is the newest one with memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn vmi_options_set_snapshot(
+    options: *mut vmi_options,
+    name: Text,
+    error: Option<&mut MaybeUninit<*mut vmi_error>>,
+) -> vmi_status {
+    border::call(error, || {
+        let options = table::get(options)?;
+        options.values().snapshot = Some(name.required("the snapshot's name")?.to_owned());
         Ok(())
     })
 }

@@ -138,6 +138,9 @@ pub enum FormatError {
     /// Which files belong to the image cannot be told, or one is missing.
     #[error("{0}")]
     Files(String),
+    /// The disk has no snapshot of a running machine, or none that is called as was asked for.
+    #[error("{0}")]
+    NoSnapshot(String),
     /// What lies below the image does not open.
     #[error("the base: {0}")]
     Base(String),

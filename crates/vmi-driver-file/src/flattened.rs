@@ -7,17 +7,15 @@
 //!
 //! What is inside, a kdump or an ELF core, is told by its own content.
 
-use core::fmt;
-use std::sync::Arc;
-
 use vmi_core::{PhysAddr, Region};
 use zerocopy::big_endian::{I64, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::FormatError;
+use crate::arranged::{Arranged, Segment};
 use crate::claims::Claims;
 use crate::image::Input;
-use crate::source::{RandomAccess, Source};
+use crate::source::Source;
 
 /// What a flattened file starts with.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -31,9 +29,6 @@ struct Start {
 /// Where the first segment is.
 const SEGMENTS: u64 = 4096;
 const SIGNATURE: &[u8; 16] = b"makedumpfile\0\0\0\0";
-
-/// What no segment has at most. makedumpfile and QEMU leave nothing out but ends of blocks; what is read of holes takes time for nothing.
-const MAX_HOLES: u64 = 1 << 30;
 
 /// What is before a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -59,24 +54,6 @@ pub(crate) fn start() -> Vec<u8> {
     let mut bytes = start.as_bytes().to_vec();
     bytes.resize(SEGMENTS as usize, 0);
     bytes
-}
-
-/// A segment, or a part of one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Segment {
-    /// Its place in the file that it is a part of.
-    start: u64,
-    len: u64,
-    /// Where its bytes are.
-    at: u64,
-}
-
-/// The file that was flattened.
-struct Arranged {
-    flattened: Source,
-    /// Ascending and disjoint. 24 bytes for each of about 16 or 64 KiB: 100 MiB if QEMU writes 64 GiB that cannot be packed at all.
-    segments: Vec<Segment>,
-    len: u64,
 }
 
 /// The file in `input`, if that is flattened.
@@ -114,13 +91,13 @@ pub(crate) fn arrange(input: Input<'_>) -> Result<Option<Source>, FormatError> {
         }
         at = at.saturating_add(there);
     }
+    // Of about 16 or 64 KiB each: 100 MiB of segments if QEMU writes 64 GiB that cannot be packed at all.
     segments.shrink_to_fit();
     let segments = last_holds(segments);
     let len = segments.last().map_or(0, |last| last.start.saturating_add(last.len));
-    if len > MAX_HOLES.saturating_add(input.source.len()) {
-        return Err(malformed(SEGMENTS, format!("{len:#x} bytes, nearly all of which no segment has")));
-    }
-    Ok(Some(Source::Indexed(Arc::new(Arranged { flattened: input.source.clone(), segments, len }))))
+    let arranged = Arranged::source(input.source.clone(), segments, len)
+        .ok_or_else(|| malformed(SEGMENTS, format!("{len:#x} bytes, nearly all of which no segment has")))?;
+    Ok(Some(arranged))
 }
 
 /// What of `segments` is not overridden by later ones, in the order of places.
@@ -141,37 +118,4 @@ fn last_holds(mut segments: Vec<Segment>) -> Vec<Segment> {
     segments.append(&mut more);
     segments.sort_unstable_by_key(|segment| segment.start);
     segments
-}
-
-impl RandomAccess for Arranged {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FormatError> {
-        let first = self.segments.partition_point(|segment| segment.start.saturating_add(segment.len) <= offset);
-        let mut segments = self.segments.iter().skip(first);
-        let (mut at, mut rest) = (offset, buf);
-        while !rest.is_empty() {
-            let segment = segments.next();
-            let start = segment.map_or(u64::MAX, |segment| segment.start).max(at);
-            let gap = usize::try_from(start.saturating_sub(at)).unwrap_or(usize::MAX).min(rest.len());
-            let (zeros, behind) = rest.split_at_mut(gap);
-            zeros.fill(0);
-            let Some(segment) = segment.filter(|_| !behind.is_empty()) else { break };
-            let within = start.saturating_sub(segment.start);
-            let len = usize::try_from(segment.len.saturating_sub(within)).unwrap_or(usize::MAX).min(behind.len());
-            let (now, behind) = behind.split_at_mut(len);
-            self.flattened.read_at(segment.at.saturating_add(within), now, "a flattened segment")?;
-            at = start.saturating_add(len as u64);
-            rest = behind;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Arranged {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arranged").field("segments", &self.segments.len()).field("len", &self.len).finish_non_exhaustive()
-    }
 }

@@ -13,6 +13,7 @@
 //! | kdump's compressed format (makedumpfile, QEMU) and diskdump | `format/kdump/` | registers, VMCOREINFO |
 //! | either of the last two flattened (makedumpfile `-F`, QEMU) | `flattened.rs` | as these |
 //! | QEMU migration stream, with mapped-ram or without | `format/qemu/` | registers |
+//! | QEMU snapshot in a qcow2 disk image (`savevm`, `virsh snapshot-create`) | `format/qcow2/` | registers |
 //! | libvirt save | `format/libvirt_save.rs` | registers |
 //! | Windows crash dump: full, kernel, bitmap, active, live; triage (virtual memory only) | `format/windows_dump/` | registers of one processor, the header |
 //! | Windows 8 to 11 hibernation file | `format/hiberfil/` | nothing |
@@ -41,6 +42,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
+mod arranged;
 mod claims;
 mod directory;
 mod driver;

@@ -41,6 +41,10 @@ impl Loaded {
         let input = Input { source: arranged.as_ref().unwrap_or(&source), ..input };
         let format = Self::format(name, input)?;
         let wrong = |source| OpenError::Image { path: name.to_owned(), format, source };
+        if let Some(name) = options.snapshot.as_ref().filter(|_| format != Format::Qcow2) {
+            let why = format!("this format has no snapshots, and so none called `{}`", name.escape_debug());
+            return Err(wrong(FormatError::NoSnapshot(why)));
+        }
         let upper = format.parse()(input).map_err(wrong)?;
         let image = match base_options(&upper, options) {
             Some((base, options)) => layers::lay(upper, Self::base(&base, options).map_err(wrong)?.image).map_err(wrong)?,
@@ -76,6 +80,7 @@ fn base_options(upper: &Image, mut options: OpenOptions) -> Option<(PathBuf, Ope
     }
     let base = options.bases.remove(0);
     options.format = None;
+    options.snapshot = None;
     options.raw_map = options.raw_map.or_else(|| upper.layout.clone());
     Some((base, options))
 }

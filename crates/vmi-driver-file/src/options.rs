@@ -28,6 +28,7 @@ pub struct OpenOptions {
     pub(crate) allow_truncated: bool,
     /// What lies below the image, the nearest first.
     pub(crate) bases: Vec<PathBuf>,
+    pub(crate) snapshot: Option<String>,
     pub(crate) progress: Option<Progress>,
 }
 
@@ -94,6 +95,14 @@ impl OpenOptions {
         self
     }
 
+    /// Reads the snapshot of this name, or else of this number, of a disk image that has several ([`Format::Qcow2`]). By default that is the newest one with
+    /// memory. Files of other formats are refused then.
+    #[must_use]
+    pub fn snapshot(mut self, name: impl Into<String>) -> Self {
+        self.snapshot = Some(name.into());
+        self
+    }
+
     /// Calls `progress` while a packed image is unpacked, with how many bytes of the packed file are done, and how many there are.
     #[must_use]
     pub fn progress(mut self, progress: impl FnMut(u64, u64) + Send + 'static) -> Self {
@@ -127,6 +136,7 @@ impl fmt::Debug for OpenOptions {
             .field("max_unpacked", &self.max_unpacked)
             .field("allow_truncated", &self.allow_truncated)
             .field("bases", &self.bases)
+            .field("snapshot", &self.snapshot)
             .finish_non_exhaustive()
     }
 }

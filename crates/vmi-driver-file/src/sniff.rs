@@ -5,8 +5,8 @@
 use core::fmt;
 
 use crate::format::{
-    avml, cloud_hypervisor, elf, firecracker, foreign, hiberfil, kdump, libvirt_save, lime, qemu, raw, vmware, windows_dump,
-    xen_core,
+    avml, cloud_hypervisor, elf, firecracker, foreign, hiberfil, kdump, libvirt_save, lime, qcow2, qemu, raw, vmware,
+    windows_dump, xen_core,
 };
 use crate::image::{Input, Parse};
 use crate::source::Source;
@@ -27,6 +27,8 @@ pub enum Format {
     WindowsDump,
     /// QEMU's migration stream, with `mapped-ram` or without.
     QemuStream,
+    /// A snapshot of a running machine in a qcow2 disk image (`savevm`, `virsh snapshot-create`): QEMU's migration stream in clusters.
+    Qcow2,
     /// A domain saved by libvirt: QEMU's migration stream behind the domain's XML.
     LibvirtSave,
     /// The hibernation file of Windows 8 to 11.
@@ -45,7 +47,7 @@ pub enum Format {
 
 impl Format {
     /// All formats with a magic number, and the raw one, which has none, last.
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Lime,
         Self::Avml,
         Self::XenCore,
@@ -54,6 +56,7 @@ impl Format {
         Self::WindowsDump,
         Self::Hiberfil,
         Self::QemuStream,
+        Self::Qcow2,
         Self::LibvirtSave,
         Self::Vmware,
         Self::Firecracker,
@@ -72,6 +75,7 @@ impl Format {
             Self::Elf => (elf::matches, elf::parse),
             Self::WindowsDump => (windows_dump::matches, windows_dump::parse),
             Self::QemuStream => (qemu::matches, qemu::parse),
+            Self::Qcow2 => (qcow2::matches, qcow2::parse),
             Self::LibvirtSave => (libvirt_save::matches, libvirt_save::parse),
             Self::Hiberfil => (hiberfil::matches, hiberfil::parse),
             Self::XenCore => (xen_core::matches, xen_core::parse),
@@ -121,6 +125,7 @@ impl fmt::Display for Format {
             Self::Elf => "ELF core",
             Self::WindowsDump => "Windows crash dump",
             Self::QemuStream => "QEMU migration stream",
+            Self::Qcow2 => "qcow2 snapshot",
             Self::LibvirtSave => "libvirt save",
             Self::Hiberfil => "Windows hibernation file",
             Self::XenCore => "Xen core",

@@ -103,15 +103,17 @@ impl Region {
 /// raw_map: where the memory of a raw image lies, as "0x0-0xc0000000,0x100000000-0x140000000".
 /// allow_truncated: read what there is of an image that is cut short.
 /// base: lay the image over this one, as a differential snapshot over the full one.
+/// snapshot: read the snapshot of this name, or number, of a disk image with several; by default the newest with memory.
 /// road: read a running guest in this way or not at all: "shared", "process", "pmemaccess", "gdb".
 #[pyfunction]
-#[pyo3(signature = (target, *, raw_map=None, allow_truncated=false, base=None, road=None))]
+#[pyo3(signature = (target, *, raw_map=None, allow_truncated=false, base=None, snapshot=None, road=None))]
 pub(crate) fn open(
     py: Python<'_>,
     target: &Bound<'_, PyAny>,
     raw_map: Option<&str>,
     allow_truncated: bool,
     base: Option<PathBuf>,
+    snapshot: Option<String>,
     road: Option<&str>,
 ) -> PyResult<Machine> {
     let target: Target = match target.cast::<PyString>() {
@@ -124,6 +126,9 @@ pub(crate) fn open(
     }
     if let Some(base) = base {
         image = image.base(base);
+    }
+    if let Some(name) = snapshot {
+        image = image.snapshot(name);
     }
     let mut qemu = ::vmi::kvm::Options::new();
     if let Some(road) = road {

@@ -57,6 +57,8 @@ def test_wrong_types_are_type_errors(machine, guest):
 
 
 def test_what_cannot_be_opened(tmp_path):
+    with pytest.raises(vmi.OpenError, match="none called `a`"):
+        vmi.open(DEMO, snapshot="a")
     with pytest.raises(vmi.OpenError, match="no/such"):
         vmi.open("no/such/image.raw")
     with pytest.raises(vmi.OpenError, match="no build|no back end|cannot connect"):

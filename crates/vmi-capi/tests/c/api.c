@@ -63,6 +63,8 @@ static void without_handles(void)
 	vmi_machine_close((vmi_machine *)options); /* of another kind: left alone */
 	ANSWERS(VMI_STATUS_NULL, vmi_options_set_base(options, NULL, &error));
 	ANSWERS(VMI_STATUS_OK, vmi_options_set_base(options, "/no/such/base", &error));
+	ANSWERS(VMI_STATUS_NULL, vmi_options_set_snapshot(options, NULL, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_options_set_snapshot(options, "nowhere", &error));
 	ANSWERS(VMI_STATUS_OK, vmi_options_set_download(options, 0, &error));
 	ANSWERS(VMI_STATUS_OK, vmi_options_set_allow_truncated(options, 0, &error));
 	vmi_options_close(options);

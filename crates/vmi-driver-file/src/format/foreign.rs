@@ -31,7 +31,7 @@ static FOREIGN: &[Foreign] = &[
     foreign("an unfinished libvirt save file", 0, b"LibvirtQemudPart", "libvirt did not get to its end: save the domain again"),
     foreign("a core of Xen 3.0, before ELF", 0, &0xf00f_ebed_u32.to_le_bytes(), XEN_3),
     foreign("a core of Xen 3.0, before ELF", 0, &0xf00f_ebee_u32.to_le_bytes(), XEN_3),
-    foreign("a qcow2 disk", 0, b"QFI\xfb", DISK),
+    foreign("a qcow disk of another version than 2 and 3", 0, b"QFI\xfb", DISK),
     foreign("a VMDK disk", 0, b"KDMV", DISK),
     foreign("a VDI disk", 0x40, &[0x7f, 0x10, 0xda, 0xbe], DISK),
     foreign("a VHDX disk", 0, b"vhdxfile", DISK),

@@ -10,6 +10,7 @@ pub(crate) mod kdump;
 mod kvm;
 pub(crate) mod libvirt_save;
 pub(crate) mod lime;
+pub(crate) mod qcow2;
 pub(crate) mod qemu;
 pub(crate) mod raw;
 pub(crate) mod vmware;
