@@ -109,10 +109,10 @@ fn one_of_several() {
 #[test]
 fn disks_without_memory() {
     let why = |disk: Disk| format_error(open(&disk.bytes())).to_string();
-    assert!(why(Disk::new(Vec::new())).starts_with("the disk has no snapshots: "));
+    assert!(why(Disk::new(Vec::new())).starts_with("the disk has no snapshots; "));
     let many = (0..12).map(|_| Snapshot::new("7", "disk\tonly", 1, Vec::new())).collect();
     let why = why(Disk::new(many));
-    assert!(why.starts_with("no memory is in snapshot 7 (`disk\\tonly`), ") && why.contains(", 2 more: "), "{why}");
+    assert!(why.starts_with("no memory is in snapshot 7 (`disk\\tonly`), ") && why.contains(", 2 more; "), "{why}");
     // Of a format that has none, a snapshot cannot be asked for.
     let raw = open_with(&pattern(1, 8192), OpenOptions::new().snapshot("a"));
     assert!(matches!(format_error(raw), FormatError::NoSnapshot(_)));

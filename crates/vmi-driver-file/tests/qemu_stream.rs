@@ -91,6 +91,29 @@ fn later_copies_hold() {
     is_whole(&vmi, &content(&stream, "pc.ram"));
 }
 
+/// A stream in a volume that is larger, with what was in it before.
+#[test]
+fn what_lies_behind_the_stream_is_passed_over() {
+    let stream = running();
+    let (bytes, ram) = (stream.bytes(), content(&stream, "pc.ram"));
+    let text = stream.description.as_bytes();
+    let old = [&[0, 6], &(text.len() as u32).to_be_bytes()[..], &text[..text.len() - 1], b"?"].concat();
+    for behind in [vec![0; 30 << 20], pattern(1, 30 << 20), b"\0\x06\0\0\0\x02{}".repeat(1000), old] {
+        is_whole(&open(&[&bytes[..], &behind].concat()).unwrap(), &ram);
+    }
+    // Before it may be what looks like it; and devices may have much state.
+    for (state, count) in [(&b"\0\x06\0\0\0\x02{}"[..], 3), (&[9; 1 << 20], 30)] {
+        let mut stream = stream.clone();
+        let section = [&b"\x04\0\0\0\x63\x05other\0\0\0\0\0\0\0\x01"[..], &state.repeat(count), b"\x7e\0\0\0\x63"].concat();
+        stream.devices.extend(section);
+        let field = format!(r#"{{"name": "x", "type": "x", "size": {}}}"#, state.len() * count);
+        let other =
+            format!(r#", {{"name": "other", "instance_id": 0, "vmsd_name": "other", "version": 1, "fields": [{field}]}}]}}"#);
+        stream.description = stream.description.strip_suffix("]}").unwrap().to_owned() + &other;
+        is_whole(&open(&stream.bytes()).unwrap(), &ram);
+    }
+}
+
 #[test]
 fn fixed_places_are_mapped() {
     let stream = running();

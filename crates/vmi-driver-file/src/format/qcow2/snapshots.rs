@@ -116,8 +116,8 @@ pub(super) fn choose(snapshots: Vec<Snapshot>, wanted: Option<&str>) -> Result<S
         } else {
             format!("no memory is in {}", list(&without))
         };
-        let advice = "of a machine with several disks it is in one of them; QEMU's `savevm` and `virsh snapshot-create` of a running machine write it";
-        return Err(FormatError::NoSnapshot(format!("{why}: {advice}")));
+        let advice = "a snapshot of a running machine (`savevm`, `virsh snapshot-create`) has its memory, in one of its disks";
+        return Err(FormatError::NoSnapshot(format!("{why}; {advice}")));
     };
     let Some(wanted) = wanted else {
         if with.len() > 1 {

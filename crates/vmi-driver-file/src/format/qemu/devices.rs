@@ -1,8 +1,9 @@
 //! The state of the devices, by the text at the stream's end that describes it.
 //!
 //! The text (`vmdescription`: QEMU, migration/vmstate.c and savevm.c) names each device's fields in the order of the stream, with their sizes. It
-//! has no magic number, but lies between the mark of the stream's end and the end of the file. Where anything does not fit, the devices from there on
-//! are not told: better an image without registers than none.
+//! has no magic number, but lies behind the mark of the stream's end. The file mostly ends with it, but need not: a volume that was made for the stream
+//! beforehand, as Proxmox VE does, has anything behind it. Where anything does not fit, the devices from there on are not told: better an image without
+//! registers than none.
 
 use serde::Deserialize;
 
@@ -16,6 +17,11 @@ const WANTED: [&str; 2] = ["cpu", "mc146818rtc"];
 const LONGEST: u64 = 1 << 20;
 /// More text than the largest machine has: 10 KiB for a vCPU.
 const LONGEST_TEXT: u64 = 16 << 20;
+/// How far behind the memory the text is looked for, unless the file ends with it: devices have less than a megabyte of state, but for those that are passed
+/// through.
+const NEAR: u64 = 20 << 20;
+/// How many places that look like it are tried.
+const MOST_TRIED: usize = 16;
 
 const FULL: u8 = 4;
 const DESCRIPTION: u8 = 6;
@@ -102,18 +108,27 @@ impl Devices {
 
 /// Finds the text and reads it.
 fn describe(source: &Source, offset: u64) -> Option<Description> {
-    let len = source.len().checked_sub(offset)?.min(LONGEST_TEXT);
-    let tail = source.get(source.len().saturating_sub(len), len, "the description of the devices").ok()?;
-    // End of the devices, kind, length, and the text up to the end of the file.
-    let text = tail.windows(7).enumerate().find_map(|(at, window)| match *window {
+    let left = source.len().checked_sub(offset)?;
+    let in_part = |from: u64, len: u64| {
+        let part = source.get(from, len, "the description of the devices").ok()?;
+        // The parser bounds the depth.
+        let parse =
+            |text| serde_json::from_slice(text).inspect_err(|error| tracing::debug!(%error, "no description of devices")).ok();
+        texts(&part).take(MOST_TRIED).find_map(parse)
+    };
+    let tail = left.min(LONGEST_TEXT);
+    in_part(offset, left.min(NEAR)).or_else(|| (left > NEAR).then(|| in_part(source.len().saturating_sub(tail), tail)).flatten())
+}
+
+/// What is a text by the marks around it: the end of the devices, its kind and its length before it, and braces at its ends.
+fn texts(part: &[u8]) -> impl Iterator<Item = &[u8]> {
+    part.windows(7).enumerate().filter_map(|(at, window)| match *window {
         [0, DESCRIPTION, a, b, c, d, b'{'] => {
-            let text = tail.get(at.checked_add(6)?..)?;
-            (u32::from_be_bytes([a, b, c, d]) as usize == text.len()).then_some(text)
+            let len = u32::from_be_bytes([a, b, c, d]) as usize;
+            part.get(at.checked_add(6)?..)?.get(..len).filter(|text| text.ends_with(b"}"))
         }
         _ => None,
-    })?;
-    // The parser bounds the depth.
-    serde_json::from_slice(text).inspect_err(|error| tracing::warn!(%error, "the description of the devices is damaged")).ok()
+    })
 }
 
 /// Reads the section of `device`, and its state if it is wanted.
