@@ -1,5 +1,6 @@
 //! Runs commands one after another and keeps their results.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -50,6 +51,27 @@ impl Output for Counts {
     }
 }
 
+/// The last lines that a command has printed.
+#[derive(Debug, Default)]
+struct Tail(VecDeque<String>);
+
+impl Tail {
+    const LINES: usize = 40;
+
+    fn line(&mut self, line: &str) {
+        if self.0.len() == Self::LINES {
+            self.0.pop_front();
+        }
+        self.0.push_back(line.to_owned());
+    }
+
+    /// What is said once more of the step `name`, which failed; `None` if it printed nothing but errors.
+    fn of(&self, name: &str) -> Option<String> {
+        let lines: Vec<_> = self.0.iter().map(String::as_str).collect();
+        (!lines.is_empty()).then(|| format!("---- {name}, its last lines ----\n{}", lines.join("\n")))
+    }
+}
+
 /// The steps of a task: what each one found, and how long it took.
 #[derive(Debug)]
 pub(crate) struct Steps {
@@ -65,20 +87,30 @@ impl Steps {
 
     /// Run a command as one check, which passes if the command does.
     pub(crate) fn run(&mut self, name: &str, command: &mut Command) -> bool {
-        self.step(name, command, |command| Counts::one(command.status().is_ok_and(|status| status.success())))
+        let mut tail = Tail::default();
+        let passed = self.step(name, command, |command| Counts::one(lines(command, |line| tail.line(line)).unwrap_or(false)));
+        self.failures.extend((!passed).then(|| tail.of(name)).flatten());
+        passed
     }
 
     /// Run a command whose output says how much passed.
     pub(crate) fn run_counted<O: Output>(&mut self, name: &str, command: &mut Command) -> bool {
-        let mut output = O::default();
+        let (mut output, mut tail) = (O::default(), Tail::default());
         let passed = self.step(name, command, |command| {
-            let success = lines(command, |line| output.line(line)).unwrap_or(false);
+            let both = |line: &str| {
+                output.line(line);
+                tail.line(line);
+            };
+            let success = lines(command, both).unwrap_or(false);
             let mut found = output.counts();
             if !success && found.failed == 0 {
                 found.failed = 1; // it did not come as far as counting
             }
             found
         });
+        if !passed && output.failures().is_empty() {
+            self.failures.extend(tail.of(name));
+        }
         self.failures.extend(output.failures().iter().cloned());
         passed
     }
@@ -142,4 +174,25 @@ fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> std::io::Result<b
 
 fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_is_said_again() {
+        let mut steps = Steps::new();
+        assert!(steps.run("good", &mut command("seq", &["3"])));
+        assert!(!steps.run("bad", &mut command("sh", &["-c", "seq 100; exit 1"])));
+        assert!(!steps.run("silent", &mut command("false", &[])));
+        assert!(!steps.run_counted::<Counts>("counted", &mut command("echo", &["3 passed, 1 failed, 0 skipped"])));
+        let last: Vec<_> = (61..=100).map(|number| number.to_string()).collect();
+        let expected = [
+            format!("---- bad, its last lines ----\n{}", last.join("\n")),
+            "---- counted, its last lines ----\n3 passed, 1 failed, 0 skipped".to_owned(),
+        ];
+        assert_eq!(steps.failures, expected);
+        assert!(!steps.summary());
+    }
 }
