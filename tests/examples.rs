@@ -21,10 +21,11 @@ use run::{Output, example};
 use serde_json::Value;
 
 /// Every example that prints rows: its arguments before the target, and the schema of what it prints.
-const LISTS: [(&str, &[&str], &str); 11] = [
+const LISTS: [(&str, &[&str], &str); 12] = [
     ("process-list", &[], "process"),
     ("process-list", &["--tree"], "process"),
     ("process-list", &["--threads"], "thread"),
+    ("process-views", &[], "process-view"),
     ("module-list", &[], "module"),
     ("map-symbol", &["init_*"], "symbol"),
     ("map-symbol", &["init_task", "--bytes", "20"], "symbol"),
@@ -39,7 +40,7 @@ const LISTS: [(&str, &[&str], &str); 11] = [
 const LIVE_LISTS: [&str; 8] = ["cpuid", "event", "guest", "memory-access", "msr-write", "snapshot", "trace", "written"];
 
 /// The schemas of lists of Windows guests; see [`windows`].
-const WINDOWS_LISTS: [&str; 6] = ["handle", "hive", "needed-symbols", "process-view", "registry-entry", "windows-kernel"];
+const WINDOWS_LISTS: [&str; 5] = ["handle", "hive", "needed-symbols", "registry-entry", "windows-kernel"];
 
 /// The lists that need an operating system in the image.
 fn guest_lists() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
@@ -288,6 +289,22 @@ fn a_scan_finds_what_is_there() {
     let output = example("scan").args(["--json", "--hex", "dead beef"]).arg(&file).run();
     let found: Vec<_> = output.rows().iter().map(|row| row["physical"].as_str().unwrap().to_owned()).collect();
     assert_eq!(found, places.map(|at| format!("{at:#018x}")), "{output:?}");
+}
+
+/// What a rootkit does that takes a process off the kernel's list.
+#[test]
+fn a_process_that_is_not_in_the_list_is_hidden() {
+    assert_eq!(example("process-views").args(["--hidden", "--json"]).run().rows(), [] as [Value; 0]);
+    let pid = u32::try_from(expected_processes().iter().nth(20).unwrap().0).unwrap();
+    let image = images::without_in_list(pid);
+    let output = example("process-views").args(["--hidden", "--json"]).arg(image).run();
+    assert_eq!(output.code, 0, "{output:?}");
+    let rows = output.rows();
+    let views = |row: &Value| ["list", "id_table", "children"].map(|view| row[view].as_bool());
+    assert_eq!(
+        (rows.len(), rows[0]["pid"].as_u64(), views(&rows[0])),
+        (1, Some(pid.into()), [Some(false), Some(true), Some(true)])
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ use vmi::file::{OpenOptions, RawMap};
 use vmi::kvm::{self, Road};
 use vmi::linux::Linux;
 use vmi::windows::Windows;
-use vmi::{AnyDriver, AttachOptions, Guest, Target, Vmi};
+use vmi::{AnyDriver, AttachOptions, Guest, System, Target, Vmi};
 
 use self::table::{Column, Table};
 
@@ -108,6 +108,13 @@ impl Common {
         let guest = vmi::attach_with(vmi, &self.known()?)?;
         self.note_all(&*guest);
         Ok(guest)
+    }
+
+    /// As [`Common::attach`], for what only one of the systems has.
+    pub fn attach_system<'v>(&self, vmi: &'v Vmi<AnyDriver>) -> anyhow::Result<System<'v, AnyDriver>> {
+        let system = vmi::attach_system(vmi, &self.known()?)?;
+        self.note_all(system.guest());
+        Ok(system)
     }
 
     /// Attaches to a Linux guest, and notes what is to be known about that.

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use vmi::{Memory, PhysAddr};
+use vmi::linux::Linux;
+use vmi::{Memory, PhysAddr, VirtAddr};
 
 use crate::run::example;
 
@@ -51,6 +53,24 @@ pub(crate) fn cut(image: &Path, length: u64) -> PathBuf {
 pub(crate) fn holes(length: u64) -> PathBuf {
     let path = file("holes.raw");
     File::create(&path).unwrap().set_len(length).unwrap();
+    path
+}
+
+/// The demo image without the process `pid` in the list of tasks: those beside it are linked with each other.
+pub(crate) fn without_in_list(pid: u32) -> PathBuf {
+    let vmi = vmi::open(demo_as("raw")).unwrap();
+    let linux = Linux::attach(&vmi).unwrap();
+    let at = linux.process(pid).unwrap().address().wrapping_add(linux.types().field("task_struct", "tasks").unwrap().offset);
+    let space = linux.kernel_space();
+    let (next, previous): (u64, u64) = (space.read(at).unwrap(), space.read(at.wrapping_add(8)).unwrap());
+    let path = file("without-one.raw");
+    std::fs::copy(demo_as("raw"), &path).unwrap();
+    let image = File::options().write(true).open(&path).unwrap();
+    for (at, value) in [(previous, next), (next + 8, previous)] {
+        // The image is raw: a place in it is a physical address.
+        let place = space.translate(VirtAddr::new(at)).unwrap().at;
+        image.write_all_at(&value.to_le_bytes(), place.get()).unwrap();
+    }
     path
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use truth::{Area, Stat, Truth};
-use vmi::linux::Linux;
+use vmi::linux::{Linux, ProcessViews};
 use vmi::{AnyDriver, ErrorKind, Guest, Memory, PhysAddr, Result, VirtAddr};
 
 type Image<'v> = Linux<'v, AnyDriver>;
@@ -23,8 +23,9 @@ type Outcome = Result<String, String>;
 type Compare = fn(&Image<'_>, &Truth) -> Outcome;
 
 /// What is compared, with the heading of its column.
-const FEATURES: [(&str, Compare); 16] = [
+const FEATURES: [(&str, Compare); 17] = [
     ("processes", processes),
+    ("views", views),
     ("parents", parents),
     ("states", states),
     ("users", users),
@@ -163,6 +164,35 @@ fn processes(linux: &Image<'_>, truth: &Truth) -> Outcome {
     let wanted = leaders(truth).iter().map(|task| (task.tid, name(&task.name))).collect();
     let ours = each(linux, |task| task.name())?.unwrap();
     equal(&ours, &wanted)
+}
+
+/// Each view of the processes knows all of them, and the table of ids all threads.
+fn views(linux: &Image<'_>, truth: &Truth) -> Outcome {
+    let mut threads = BTreeSet::new();
+    for thread in linux.threads_by_id() {
+        match told(thread.and_then(|thread| thread.pid()))? {
+            Some(tid) => _ = threads.insert(tid),
+            None => return Ok(UNTOLD.to_owned()),
+        }
+    }
+    let wanted: BTreeSet<u32> = truth.tasks().iter().map(|task| task.tid).collect();
+    if threads != wanted {
+        return Err(format!("threads by id: {:?} differ", threads.symmetric_difference(&wanted)));
+    }
+    let survey = linux.survey_processes();
+    if let Some(problem) = survey.problems.first() {
+        return Err(format!("{problem:?}"));
+    }
+    let everywhere = |views: ProcessViews| [views.list, views.id_table, views.children] == [Some(true); 3];
+    if let Some(process) = survey.processes.iter().find(|process| process.is_hidden() || !everywhere(process.views)) {
+        return Err(format!("{process:?}"));
+    }
+    let ours: BTreeSet<u32> = survey.processes.iter().map(|process| process.pid).collect();
+    let wanted: BTreeSet<u32> = truth.tasks().iter().map(|task| task.tgid).collect();
+    if ours != wanted {
+        return Err(format!("processes: {:?} differ", ours.symmetric_difference(&wanted)));
+    }
+    Ok(format!("{} threads by id", threads.len()))
 }
 
 fn parents(linux: &Image<'_>, truth: &Truth) -> Outcome {

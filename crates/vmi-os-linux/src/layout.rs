@@ -18,8 +18,25 @@ vmi_core::kernel_layout! {
         real_cred: "real_cred",
         signal: "signal",
         thread_node: "thread_node",
+        id_links: "pid_links",
+        id: "thread_pid",
+        children: "children",
+        sibling: "sibling",
         mm: "mm",
         start: "start_boottime" | "real_start_time",
+    }
+    /// include/linux/pid_namespace.h. The table of ids is an IDR since 4.15 (commit 95846ecf9dac), and that is an XArray since 4.20.
+    id_space: IdSpaceLayout = "pid_namespace" {
+        table: "idr.idr_rt.xa_head",
+    }
+    /// include/linux/xarray.h, since 4.20.
+    array_node: ArrayNodeLayout = "xa_node" {
+        shift: "shift",
+        slots: "slots",
+    }
+    /// include/linux/pid.h. The first list is that of the thread which has the id. Since 4.19 (commit 2c4704756cab) their nodes are `pid_links` of the task.
+    id: IdLayout = "pid" {
+        tasks: "tasks",
     }
     /// include/linux/sched/signal.h.
     signal: SignalLayout = "signal_struct" {

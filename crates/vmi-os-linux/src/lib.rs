@@ -32,6 +32,8 @@ pub mod btf;
 mod changing_guest;
 pub mod discover;
 mod guest;
+mod hidden;
+mod id_table;
 mod kernel;
 mod kernel_log;
 mod layout;
@@ -53,6 +55,7 @@ mod time;
 mod vmcoreinfo;
 mod write_isf;
 
+pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};
 pub use kernel::Kernel;
 pub use linux::{AttachError, Linux};
 pub use module::Module;

@@ -15,7 +15,7 @@ use crate::layout::Layout;
 use crate::{Kernel, Task, discover};
 
 /// More tasks than a kernel can have (PID_MAX_LIMIT, include/linux/threads.h).
-const MAX_TASKS: usize = 1 << 22;
+pub(crate) const MAX_TASKS: usize = 1 << 22;
 /// Bytes of the banner that are compared at attach.
 const SWAPPER: &[u8] = b"swapper";
 
@@ -63,7 +63,7 @@ pub struct Linux<'v, D: X86Driver> {
     pub(crate) space: AddressSpace<'v, D>,
     pub(crate) layout: Layout,
     kernel: Kernel,
-    init_task: VirtAddr,
+    pub(crate) init_task: VirtAddr,
     all_symbols: OnceLock<(Symbols, Vec<String>)>,
     /// The kernel's BTF, once types of a module were asked for.
     pub(crate) base_btf: OnceLock<Arc<Btf>>,

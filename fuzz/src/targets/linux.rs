@@ -69,6 +69,7 @@ fn look<D: X86Driver>(vmi: &Vmi<D>, kernel: Kernel) -> bool {
         task.memory_areas().for_each(drop);
     }
     Linux::threads(&linux).for_each(drop);
+    let _ = linux.survey_processes();
     for module in Guest::modules(&linux) {
         let _ = module.map(|module| linux.module_types(&module.name).map(drop));
     }
