@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use vmi::kvm::{Options, QemuDriver};
-use vmi::linux::Linux;
+use vmi::linux::{Linux, Task};
 use vmi::{Driver, Memory, PhysAddr, VcpuId, Vcpus, Vmi};
 
 use crate::harness::LiveGuest;
@@ -28,7 +28,17 @@ pub(crate) fn pause(guest: &LiveGuest) {
     assert!(!guest.qmp2().is_running());
     assert_eq!(vmi.read::<u64>(PhysAddr::new(guest.actor().physical)).unwrap(), ticks);
     assert!(vmi.epoch().is_some());
+    // All views of the processes are of one moment now.
+    let linux = Linux::attach(&vmi).unwrap();
+    let survey = linux.survey_processes();
+    assert!(survey.problems.is_empty() && survey.processes.iter().all(|process| !process.is_hidden()), "{survey:?}");
+    let of_actor = survey.processes.iter().find(|process| process.pid == guest.actor().pid).map(|process| process.views);
+    assert!(of_actor.is_some_and(|views| [views.list, views.id_table, views.children] == [Some(true); 3]), "{survey:?}");
     drop(outer);
+    // Of one that runs each row is of its own moment; the actor does not come or go.
+    let is_actor =
+        |thread: vmi::Result<Task<'_, '_, _>>| thread.is_ok_and(|thread| thread.pid().is_ok_and(|pid| pid == guest.actor().pid));
+    assert!(linux.threads_by_id().any(is_actor));
     assert_eq!(vmi.epoch(), None);
     let (after, elapsed) = (guest.report(), began.elapsed());
     let guest_elapsed = after.clock - before.clock;
