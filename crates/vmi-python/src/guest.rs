@@ -15,6 +15,7 @@ use crate::machine::Handle;
 use crate::memory::{Memory, Translation, mode_name};
 use crate::process::Process;
 use crate::rows::{Row, Rows};
+use crate::survey::survey;
 use crate::symbols::Symbols;
 use crate::types::Types;
 use crate::values::{Scope, Struct};
@@ -188,6 +189,13 @@ impl Guest {
     #[pyo3(signature = (*, on_error=None))]
     fn threads(&self, py: Python<'_>, on_error: Option<Py<PyAny>>) -> PyResult<Rows> {
         self.list(py, on_error, |attached| collect(attached.guest().threads(), Row::Thread))
+    }
+
+    /// The processes by every view that the system has of them, which tells those that something hides. Of a running guest the views are of different
+    /// moments: pause it. Errors of views come behind the processes.
+    #[pyo3(signature = (*, on_error=None))]
+    fn survey_processes(&self, py: Python<'_>, on_error: Option<Py<PyAny>>) -> PyResult<Rows> {
+        self.list(py, on_error, |attached| attached.guest().with(survey))
     }
 
     /// The loaded kernel modules.

@@ -23,6 +23,7 @@ mod process;
 mod registers;
 mod rows;
 mod snapshot;
+mod survey;
 mod symbols;
 mod targets;
 mod types;
@@ -62,6 +63,8 @@ mod python_module {
     use super::rows::{LogRecord, MemoryArea, Module, Rows, to_dicts};
     #[pymodule_export]
     use super::snapshot::SnapshotReport;
+    #[pymodule_export]
+    use super::survey::SeenProcess;
     #[pymodule_export]
     use super::symbols::{Symbol, Symbols};
     #[pymodule_export]

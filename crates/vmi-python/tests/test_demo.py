@@ -129,6 +129,13 @@ def test_a_process_in_depth(guest, machine, raw):
     assert caught.value.address == 0 and caught.value.reason
 
 
+def test_processes_by_view(guest):
+    seen = list(guest.survey_processes())
+    assert [p.pid for p in seen] == sorted(p.pid for p in guest.processes())
+    assert all(p.views == {"list": True, "id_table": True, "children": True} and not p.hidden for p in seen)
+    assert {p.object for p in seen} == {p.struct.address_ for p in guest.processes()}
+
+
 def test_other_lists(guest, truth):
     threads = list(guest.threads())
     assert {row[0] for row in truth} == {t.pid for t in threads}

@@ -48,6 +48,12 @@ def test_processes_are_those_of_the_machine(guest, all_truth):
     assert rows == {(p["pid"], p["parent"], p["name"][:14]) for p in all_truth["processes"] if p["linked"]}
 
 
+def test_processes_by_view(guest, all_truth):
+    seen = {p.pid: p for p in guest.survey_processes(on_error=lambda error: None)}
+    assert all(set(p.views) == {"list", "id_table", "threads", "subsystem", "pool"} for p in seen.values())
+    assert {pid for pid, p in seen.items() if p.views["list"]} == {p["pid"] for p in all_truth["processes"] if p["linked"]}
+
+
 def test_structures_and_fields_of_windows(guest):
     for process in guest.processes():
         task = process.struct
