@@ -9,7 +9,7 @@ use common::table::{Column, Row};
 use common::text::Hex;
 use common::{Common, EXIT_CODES, complain};
 use serde::Serialize;
-use vmi::System;
+use vmi::{SeenProcess, System};
 
 /// List the processes of a guest by every view of them
 ///
@@ -35,26 +35,18 @@ fn main() -> ExitCode {
     let args = Args::parse();
     common::run(|| {
         let vmi = args.common.open()?;
-        let (columns, rows, problems) = match args.common.attach_system(&vmi)? {
-            System::Linux(linux) => {
-                let survey = linux.survey_processes();
-                (LINUX, survey.processes.iter().map(SeenRow::from).collect::<Vec<_>>(), survey.problems)
-            }
-            System::Windows(windows) => {
-                let survey = windows.survey_processes();
-                (WINDOWS, survey.processes.iter().map(SeenRow::from).collect(), survey.problems)
-            }
-            other => anyhow::bail!("processes of {} are not looked at by views", other.name()),
-        };
+        let system = args.common.attach_system(&vmi)?;
+        let survey = system.survey_processes();
+        let columns = if matches!(system, System::Linux(_)) { LINUX } else { WINDOWS };
         let mut table = args.common.table(columns);
-        for row in rows.into_iter().filter(|row| !args.hidden || row.hidden) {
-            table.row(Ok(row))?;
+        for process in survey.processes.into_iter().filter(|process| !args.hidden || process.hidden) {
+            table.row(Ok(SeenRow::from(process)))?;
         }
         let code = table.finish()?;
-        for (view, error) in &problems {
+        for (view, error) in &survey.problems {
             complain(format_args!("{view}: {error}"));
         }
-        Ok(if problems.is_empty() { code } else { ExitCode::from(3) })
+        Ok(if survey.problems.is_empty() { code } else { ExitCode::from(3) })
     })
 }
 
@@ -71,7 +63,7 @@ const WINDOWS: &[Column] = &[
     ("hidden", 0),
 ];
 
-/// A process. A view is null if the system has none such, or if it could not be had whole and does not know the process.
+/// A process. A view is null if the system has none such, or could not have it whole.
 #[derive(Serialize)]
 struct SeenRow {
     pid: u32,
@@ -86,61 +78,36 @@ struct SeenRow {
     pool: Option<bool>,
     object: Option<Hex>,
     physical: Option<Hex>,
+    /// Those that the system has, for the table.
     #[serde(skip)]
-    windows: bool,
+    views: Vec<Option<bool>>,
 }
 
-impl From<&vmi::linux::SeenProcess> for SeenRow {
-    fn from(process: &vmi::linux::SeenProcess) -> Self {
-        let views = process.views;
+impl From<SeenProcess> for SeenRow {
+    fn from(process: SeenProcess) -> Self {
+        let view = |name| process.views.iter().find(|(view, _)| *view == name).and_then(|(_, known)| *known);
         Self {
             pid: process.pid,
-            name: process.name.clone(),
-            hidden: process.is_hidden(),
+            hidden: process.hidden,
             exited: process.exited,
-            list: views.list,
-            id_table: views.id_table,
-            children: views.children,
-            threads: None,
-            subsystem: None,
-            pool: None,
-            object: Some(Hex(process.object.get())),
-            physical: None,
-            windows: false,
-        }
-    }
-}
-
-impl From<&vmi::windows::SeenProcess> for SeenRow {
-    fn from(process: &vmi::windows::SeenProcess) -> Self {
-        let views = process.views;
-        Self {
-            pid: process.pid,
-            name: process.name.clone(),
-            hidden: process.is_hidden(),
-            exited: process.exited,
-            list: Some(views.list),
-            id_table: Some(views.id_table),
-            children: None,
-            threads: Some(views.threads),
-            subsystem: Some(views.subsystem),
-            pool: Some(views.pool),
+            list: view("list"),
+            id_table: view("id_table"),
+            children: view("children"),
+            threads: view("threads"),
+            subsystem: view("subsystem"),
+            pool: view("pool"),
             object: process.object.map(|at| Hex(at.get())),
             physical: process.physical.map(|at| Hex(at.get())),
-            windows: true,
+            views: process.views.iter().map(|(_, known)| *known).collect(),
+            name: process.name,
         }
     }
 }
 
 impl Row for SeenRow {
     fn cells(&self) -> Vec<String> {
-        let shown = |view: Option<bool>| view.map_or("?", |yes| if yes { "yes" } else { "-" }).to_owned();
-        let views = if self.windows {
-            vec![self.list, self.id_table, self.threads, self.subsystem, self.pool]
-        } else {
-            vec![self.list, self.id_table, self.children]
-        };
-        let all = views.into_iter().chain([Some(self.exited), Some(self.hidden)]).map(shown);
+        let shown = |known: Option<bool>| known.map_or("?", |yes| if yes { "yes" } else { "-" }).to_owned();
+        let all = self.views.iter().copied().chain([Some(self.exited), Some(self.hidden)]).map(shown);
         [self.pid.to_string(), self.name.clone()].into_iter().chain(all).collect()
     }
 }

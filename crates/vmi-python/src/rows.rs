@@ -24,7 +24,7 @@ pub(crate) enum Row {
     Vad(windows::Vad),
     Service(windows::SystemService),
     Hive(windows::Hive),
-    SeenProcess(SeenProcess),
+    SeenProcess(vmi::SeenProcess),
     Text(String),
     Value { name: String, kind: String, data: vmi::windows::registry::Data },
 }
@@ -41,7 +41,7 @@ impl Row {
             Self::Vad(row) => row.into_bound_py_any(py),
             Self::Service(row) => row.into_bound_py_any(py),
             Self::Hive(row) => row.into_bound_py_any(py),
-            Self::SeenProcess(row) => row.into_bound_py_any(py),
+            Self::SeenProcess(row) => SeenProcess::from(row).into_bound_py_any(py),
             Self::Text(row) => row.into_bound_py_any(py),
             Self::Value { name, kind, data } => windows::RegistryValue::new(py, name, kind, data)?.into_bound_py_any(py),
         }
