@@ -73,11 +73,11 @@ struct Seen {
 }
 
 impl Seen {
-    fn problem(&mut self, view: &View, error: Error) {
+    fn problem(&mut self, view: &'static str, error: Error) {
         // What ended meanwhile is nowhere any more.
         let is_gone = matches!(error.kind(), ErrorKind::Gone { .. });
-        if !is_gone && self.problems.iter().filter(|(of, _)| *of == view.name).count() < MAX_PROBLEMS {
-            self.problems.push((view.name, error));
+        if !is_gone && self.problems.iter().filter(|(of, _)| *of == view).count() < MAX_PROBLEMS {
+            self.problems.push((view, error));
         }
     }
 
@@ -85,7 +85,7 @@ impl Seen {
     fn add(&mut self, view: &View, process: Result<VirtAddr>) {
         match process {
             Ok(at) => *(view.of)(self.processes.entry(at).or_default()) = Some(true),
-            Err(error) => self.problem(view, error),
+            Err(error) => self.problem(view.name, error),
         }
     }
 
@@ -116,21 +116,20 @@ impl<D: X86Driver> Linux<'_, D> {
         }
         self.see_children(&mut seen);
         [LIST, ID_TABLE, CHILDREN].iter().for_each(|view| seen.end(view));
-        let Seen { processes, problems } = seen;
-        let mut survey = ProcessSurvey { processes: Vec::new(), problems };
-        for (object, views) in processes {
+        let mut processes = Vec::new();
+        for (object, views) in core::mem::take(&mut seen.processes) {
             let task = self.task_at(object);
             let row = || {
                 let exited = matches!(task.state()?, State::Zombie | State::Dead);
                 Ok(SeenProcess { object, pid: task.pid()?, name: task.name()?, exited, views })
             };
             match row() {
-                Ok(row) => survey.processes.push(row),
-                Err(error) => survey.problems.push(("processes that views name", error)),
+                Ok(row) => processes.push(row),
+                Err(error) => seen.problem("processes that views name", error),
             }
         }
-        survey.processes.sort_by_key(|process| (process.pid, process.object));
-        survey
+        processes.sort_by_key(|process| (process.pid, process.object));
+        ProcessSurvey { processes, problems: seen.problems }
     }
 
     /// The children of each thread, theirs, and so on. The first task has all that have no other parent.
@@ -146,7 +145,7 @@ impl<D: X86Driver> Linux<'_, D> {
                 let child = match node.and_then(|node| Ok(Task::new(self, sibling.owner(node.at)?, node.identity))) {
                     Ok(child) => child,
                     Err(error) => {
-                        seen.problem(&CHILDREN, error);
+                        seen.problem(CHILDREN.name, error);
                         continue;
                     }
                 };
@@ -155,7 +154,7 @@ impl<D: X86Driver> Linux<'_, D> {
                     match thread {
                         Ok(thread) if known.insert(thread.address()) => pending.push(thread),
                         Ok(_) => {}
-                        Err(error) => seen.problem(&CHILDREN, error),
+                        Err(error) => seen.problem(CHILDREN.name, error),
                     }
                 }
             }
