@@ -9,7 +9,7 @@ use common::table::{Column, Row};
 use common::text::Hex;
 use common::{Common, EXIT_CODES, complain};
 use serde::Serialize;
-use vmi::{SeenProcess, System};
+use vmi::{ProcessView, SeenProcess, System};
 
 /// List the processes of a guest by every view of them
 ///
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     common::run(|| {
         let vmi = args.common.open()?;
         let system = args.common.attach_system(&vmi)?;
-        let survey = system.survey_processes();
+        let survey = system.guest().survey_processes();
         let columns = if matches!(system, System::Linux(_)) { LINUX } else { WINDOWS };
         let mut table = args.common.table(columns);
         for process in survey.processes.into_iter().filter(|process| !args.hidden || process.hidden) {
@@ -85,17 +85,16 @@ struct SeenRow {
 
 impl From<SeenProcess> for SeenRow {
     fn from(process: SeenProcess) -> Self {
-        let view = |name| process.views.iter().find(|(view, _)| *view == name).and_then(|(_, known)| *known);
         Self {
             pid: process.pid,
             hidden: process.hidden,
             exited: process.exited,
-            list: view("list"),
-            id_table: view("id_table"),
-            children: view("children"),
-            threads: view("threads"),
-            subsystem: view("subsystem"),
-            pool: view("pool"),
+            list: process.known_to(ProcessView::List),
+            id_table: process.known_to(ProcessView::IdTable),
+            children: process.known_to(ProcessView::Children),
+            threads: process.known_to(ProcessView::Threads),
+            subsystem: process.known_to(ProcessView::Subsystem),
+            pool: process.known_to(ProcessView::Pool),
             object: process.object.map(|at| Hex(at.get())),
             physical: process.physical.map(|at| Hex(at.get())),
             views: process.views.iter().map(|(_, known)| *known).collect(),

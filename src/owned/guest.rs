@@ -156,6 +156,10 @@ impl vmi_core::Guest for Guest {
         self.as_guest().processes()
     }
 
+    fn survey_processes(&self) -> vmi_core::ProcessSurvey {
+        self.as_guest().survey_processes()
+    }
+
     fn threads(&self) -> Rows<'_, vmi_core::Thread> {
         self.as_guest().threads()
     }

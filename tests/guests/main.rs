@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use truth::{Area, Stat, Truth};
-use vmi::linux::{Linux, ProcessViews};
-use vmi::{AnyDriver, ErrorKind, Guest, Memory, PhysAddr, Result, VirtAddr};
+use vmi::linux::Linux;
+use vmi::{AnyDriver, ErrorKind, Guest, Memory, PhysAddr, Result, SeenProcess, VirtAddr};
 
 type Image<'v> = Linux<'v, AnyDriver>;
 
@@ -183,8 +183,8 @@ fn views(linux: &Image<'_>, truth: &Truth) -> Outcome {
     if let Some(problem) = survey.problems.first() {
         return Err(format!("{problem:?}"));
     }
-    let everywhere = |views: ProcessViews| [views.list, views.id_table, views.children] == [Some(true); 3];
-    if let Some(process) = survey.processes.iter().find(|process| process.is_hidden() || !everywhere(process.views)) {
+    let everywhere = |process: &SeenProcess| process.views.iter().all(|(_, known)| *known == Some(true));
+    if let Some(process) = survey.processes.iter().find(|process| process.hidden || !everywhere(process)) {
         return Err(format!("{process:?}"));
     }
     let ours: BTreeSet<u32> = survey.processes.iter().map(|process| process.pid).collect();

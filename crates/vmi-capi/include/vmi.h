@@ -193,6 +193,36 @@
 #define VMI_KNOWN_DR (1 << 26)
 
 /**
+ * The system's list: of Linux that of tasks, of Windows PsActiveProcessHead.
+ */
+#define VMI_PROCESS_VIEW_LIST 1
+
+/**
+ * The table of ids: of Linux the one that the guest's own /proc is made from, of Windows PspCidTable.
+ */
+#define VMI_PROCESS_VIEW_ID_TABLE 2
+
+/**
+ * Of Linux: the children of each thread, from the first task on.
+ */
+#define VMI_PROCESS_VIEW_CHILDREN 4
+
+/**
+ * Of Windows: a thread that belongs to it, in the table of ids or found by its pool tag.
+ */
+#define VMI_PROCESS_VIEW_THREADS 8
+
+/**
+ * Of Windows: the handle that csrss.exe holds to each process that it serves.
+ */
+#define VMI_PROCESS_VIEW_SUBSYSTEM 16
+
+/**
+ * Of Windows: its pool tag, in physical memory.
+ */
+#define VMI_PROCESS_VIEW_POOL 32
+
+/**
  * Memory is read: a bit of `access`, and of the rights of a view.
  */
 #define VMI_ACCESS_READ 1
@@ -822,6 +852,11 @@ typedef struct vmi_pause vmi_pause;
 typedef struct vmi_processes vmi_processes;
 
 /**
+ * Processes of all views. Any thread may use it; each row is given once.
+ */
+typedef struct vmi_seen_processes vmi_seen_processes;
+
+/**
  * Strings. Any thread may use it; each one is given once.
  */
 typedef struct vmi_strings vmi_strings;
@@ -1361,6 +1396,45 @@ typedef struct {
    */
   uint64_t missing;
 } vmi_snapshot_report;
+
+/**
+ * A process, and which views of its system know it. Its string belongs to the list: valid until that is closed.
+ */
+typedef struct {
+  /**
+   * Process id.
+   */
+  uint32_t pid;
+  /**
+   * The views that know it: VMI_PROCESS_VIEW_LIST and its siblings.
+   */
+  uint32_t known_to;
+  /**
+   * The views that do not know it. What is in neither the system has not, or it could not be had whole.
+   */
+  uint32_t unknown_to;
+  /**
+   * Whether something hides it: it has not ended, and a view does not know it that knows all others.
+   */
+  bool hidden;
+  /**
+   * Whether it has ended: views leave it out because of that, one after another.
+   */
+  bool exited;
+  /**
+   * Short name.
+   */
+  const char *name;
+  /**
+   * Where its structure is in kernel memory: task_struct of a Linux guest, _EPROCESS of a Windows one. VMI_UNKNOWN_ADDRESS if only the scan of physical memory has
+   * found it, and nothing there tells.
+   */
+  uint64_t object;
+  /**
+   * Where its structure is in physical memory, or VMI_UNKNOWN_ADDRESS.
+   */
+  uint64_t physical;
+} vmi_seen_process;
 
 /**
  * A symbol. Its strings belong to the list: valid until that is closed.
@@ -2091,6 +2165,25 @@ vmi_status vmi_machine_snapshot(vmi_machine *machine,
                                 vmi_machine **snapshot,
                                 vmi_snapshot_report *report,
                                 vmi_error **error);
+
+/**
+ * The processes by every view that the system has of them, in the order of their ids: what hides from one is seen by another. Of a running guest the views are of
+ * different moments: pause it, or what comes or goes meanwhile seems to hide. Behind the processes come the errors of views that failed, wholly or in part.
+ * Closed with vmi_seen_processes_close.
+ */
+vmi_status vmi_guest_survey_processes(vmi_guest *guest,
+                                      vmi_seen_processes **processes,
+                                      vmi_error **error);
+
+/**
+ * The next process; see vmi_processes_next.
+ */
+vmi_status vmi_seen_processes_next(vmi_seen_processes *processes, vmi_seen_process *process, vmi_error **error);
+
+/**
+ * Closes a list and frees its strings. NULL and closed ones are left alone.
+ */
+void vmi_seen_processes_close(vmi_seen_processes *processes);
 
 /**
  * The address of a symbol: "init_task", "init_task+0x10". Of several of a name, the kernel's own with the lowest address.

@@ -26,6 +26,7 @@ pub mod processes;
 pub mod registers;
 pub mod rows;
 pub mod snapshot;
+pub mod survey;
 pub mod symbols;
 pub mod system_lists;
 pub mod table;

@@ -28,7 +28,7 @@ import install
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 DEMO = ROOT / "demo/debian-6.12.raw.zst"
-EXAMPLES = ["process-list", "dump-memory", "break-on", "register-trace"]
+EXAMPLES = ["process-list", "process-views", "dump-memory", "break-on", "register-trace"]
 TESTS = ["api", "random", "live", "bench", "overrun"]
 WARNINGS = ["-std=c11", "-D_DEFAULT_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
@@ -239,6 +239,9 @@ def demo(report, build, built, steps, seed):
         call = runner(build, built, tool)
         with report.check(f"process-list on the demo image: {tool}"):
             equal_processes(listed(call("process-list", DEMO).stdout), truth())
+        with report.check(f"process-views on the demo image, in which nothing hides: {tool}"):
+            if said := call("process-views", DEMO).stdout:
+                raise Failed(said)
         with report.check(f"dump-memory on the demo image: {tool}"):
             require("zstd", "zstd")
             written = build.where / f"{tool}.raw"
@@ -262,18 +265,31 @@ def demo(report, build, built, steps, seed):
 def windows(report, build, built):
     """Synthetic NT layout: a machine that `nt-machine --out DIRECTORY` wrote, where VMI_NT_MACHINE names the directory."""
     for tool in tools(build):
+        call = runner(build, built, tool)
         with report.check(f"process-list on a synthetic Windows machine: {tool}"):
-            if "VMI_NT_MACHINE" not in os.environ:
-                raise Skipped("VMI_NT_MACHINE names no directory of nt-machine")
-            where = Path(os.environ["VMI_NT_MACHINE"])
-            said = json.loads((where / "truth.json").read_text())["processes"]
+            said, target = nt_machine()
             names = {process["pid"]: process["name"][:14] for process in said}
-            call = runner(build, built, tool)
-            output = call("process-list", where / "memory.raw", where / "symbols/windows", good=(0, 1)).stdout.decode()
+            output = call("process-list", *target, good=(0, 1)).stdout.decode()
             rows = [line.split(None, 4) for line in output.splitlines()]
             wrong = [row for row in rows if not row[4].startswith(names.get(int(row[0]), "no such process"))]
             if wrong or len(rows) < 3:
                 raise Failed(f"{wrong} of {len(rows)} rows")
+        with report.check(f"process-views on a synthetic Windows machine: {tool}"):
+            said, target = nt_machine()
+            hidden = [[str(process["pid"]), process["name"]] for process in said if not process["linked"] and not process["exit_time"]]
+            output = call("process-views", *target, good=(3,)).stdout.decode()
+            rows = [line.split()[:3] for line in output.splitlines()]
+            if not hidden or rows != [[*row, "-list"] for row in hidden]:
+                raise Failed(f"{rows} and not {hidden}")
+
+
+def nt_machine():
+    """The processes that were placed in the synthetic machine, and the arguments by which it is opened."""
+    if "VMI_NT_MACHINE" not in os.environ:
+        raise Skipped("VMI_NT_MACHINE names no directory of nt-machine")
+    where = Path(os.environ["VMI_NT_MACHINE"])
+    said = json.loads((where / "truth.json").read_text())["processes"]
+    return said, (where / "memory.raw", where / "symbols/windows")
 
 
 def static(report, build):

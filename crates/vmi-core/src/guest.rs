@@ -5,7 +5,7 @@
 
 use std::time::SystemTime;
 
-use crate::{Note, PhysAddr, Result, Symbols, Translation, VcpuId, VirtAddr};
+use crate::{Note, PhysAddr, ProcessSurvey, Result, Symbols, Translation, VcpuId, VirtAddr};
 
 /// Rows that may fail one by one: an error is an item, never an early end.
 pub type Rows<'a, T> = Box<dyn Iterator<Item = Result<T>> + 'a>;
@@ -23,6 +23,10 @@ pub trait Guest {
 
     /// The processes, kernel ones included.
     fn processes(&self) -> Rows<'_, Process>;
+
+    /// Processes by every view that the system has of them: what hides from one is seen by another. Of a running guest the views are of different moments: pause
+    /// it, or what comes or goes meanwhile seems to hide. A view that fails is no error of the whole: it is told in [`ProcessSurvey::problems`].
+    fn survey_processes(&self) -> ProcessSurvey;
 
     /// All threads of all processes.
     fn threads(&self) -> Rows<'_, Thread>;

@@ -35,6 +35,7 @@ pub mod search;
 #[cfg(target_os = "linux")]
 mod snapshot;
 mod strings;
+mod survey;
 pub mod synthetic;
 mod tlb;
 mod translate;
@@ -63,6 +64,7 @@ pub use profile::{
 };
 #[cfg(target_os = "linux")]
 pub use snapshot::{Snapshot, SnapshotReport};
+pub use survey::{ProcessSurvey, ProcessView, SeenProcess, Sightings};
 pub use translate::{Access, Architecture, Fault, FaultKind, Paging, Translation};
 pub use vmi::{Held, Paused, Vmi};
 pub use windows_dump::{TriageDump, WindowsDump, WindowsDumpKind};

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{
-    Error, Guest, LogRecord, Memory, MemoryArea, Module, Note, PhysAddr, Process, Result, Rows, Symbols, Thread, Translation,
-    VcpuId, VirtAddr, list::rows,
+    Error, Guest, LogRecord, Memory, MemoryArea, Module, Note, PhysAddr, Process, ProcessSurvey, Result, Rows, Symbols, Thread,
+    Translation, VcpuId, VirtAddr, list::rows,
 };
 
 use crate::{Linux, ProcessMemory, Task};
@@ -126,6 +126,10 @@ impl<D: X86Driver> Guest for Linux<'_, D> {
         let boot = self.boot_time().ok();
         // One that ended after it was listed is no process any more.
         self.held(move || Box::new(Linux::processes(self).map(move |task| task?.row(boot)).filter(|row| !is_gone(row))))
+    }
+
+    fn survey_processes(&self) -> ProcessSurvey {
+        self.survey_processes()
     }
 
     fn threads(&self) -> Rows<'_, Thread> {

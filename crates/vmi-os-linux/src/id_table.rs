@@ -135,9 +135,9 @@ impl<D: X86Driver> Iterator for Ids<'_, '_, D> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use vmi_core::{ProcessView, SeenProcess};
 
     use super::*;
-    use crate::SeenProcess;
     use crate::test_guest::{INIT_TASK, TestGuest};
 
     const NAMESPACE: u64 = 0x4000;
@@ -260,7 +260,7 @@ mod tests {
         assert!(matches!(rows[..], [Err(ref error)] if matches!(error.kind(), ErrorKind::NoType { .. })), "{rows:?}");
     }
 
-    fn survey(guest: TestGuest) -> (Vec<SeenProcess>, Vec<&'static str>) {
+    fn survey(guest: TestGuest) -> (Vec<SeenProcess>, Vec<ProcessView>) {
         let (vmi, kernel) = guest.build();
         let linux = Linux::with_kernel(&vmi, kernel).unwrap();
         let survey = linux.survey_processes();
@@ -271,12 +271,13 @@ mod tests {
     fn what_hides_from_one_view() {
         let (processes, problems) = survey(three());
         assert!(problems.is_empty() && processes.len() == 3, "{processes:?} {problems:?}");
-        assert!(processes.iter().all(|process| !process.is_hidden() && process.views.children == Some(true)));
+        assert!(processes.iter().all(|process| !process.hidden && process.known_to(ProcessView::Children) == Some(true)));
 
         let mut guest = three();
         guest.put(0x2_0010, &[0x4_0010]);
         let (processes, _) = survey(guest);
-        let seen: Vec<_> = processes.iter().map(|process| (process.pid, process.is_hidden(), process.views.list)).collect();
+        let seen: Vec<_> =
+            processes.iter().map(|process| (process.pid, process.hidden, process.known_to(ProcessView::List))).collect();
         assert_eq!(seen, [(1, false, Some(true)), (2, true, Some(false)), (70, false, Some(true))]);
 
         // Who is not in the table of ids is not in /proc. One that has ended is in neither by and by.
@@ -285,7 +286,10 @@ mod tests {
             guest.put(NODE + 0x800 + 0x28 + 6 * 8, &[0]);
             guest.put32(0x4_0048, &[exit_state]);
             let (processes, _) = survey(guest);
-            assert_eq!((processes[2].pid, processes[2].is_hidden(), processes[2].views.id_table), (70, hidden, Some(false)));
+            assert_eq!(
+                (processes[2].pid, processes[2].hidden, processes[2].known_to(ProcessView::IdTable)),
+                (70, hidden, Some(false))
+            );
         }
     }
 
@@ -294,8 +298,8 @@ mod tests {
         let mut guest = three();
         guest.put(NODE + 0x28, &[node(0x3f00_0000)]);
         let (processes, problems) = survey(guest);
-        assert_eq!(problems, ["the table of process ids"]);
-        let seen: Vec<_> = processes.iter().map(|process| (process.is_hidden(), process.views.id_table)).collect();
+        assert_eq!(problems, [ProcessView::IdTable]);
+        let seen: Vec<_> = processes.iter().map(|process| (process.hidden, process.known_to(ProcessView::IdTable))).collect();
         assert_eq!(seen, [(false, None), (false, None), (false, Some(true))]);
     }
 

@@ -55,7 +55,6 @@ mod time;
 mod vmcoreinfo;
 mod write_isf;
 
-pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};
 pub use kernel::Kernel;
 pub use linux::{AttachError, Linux};
 pub use module::Module;

@@ -2,8 +2,8 @@
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{
-    Error, ErrorKind, Guest, LogRecord, Memory, MemoryArea, Module, Note, PhysAddr, Process as Row, Result, Rows, State, Symbols,
-    Thread as ThreadRow, Translation, VcpuId, VirtAddr, list::rows,
+    Error, ErrorKind, Guest, LogRecord, Memory, MemoryArea, Module, Note, PhysAddr, Process as Row, ProcessSurvey, Result, Rows,
+    State, Symbols, Thread as ThreadRow, Translation, VcpuId, VirtAddr, list::rows,
 };
 
 use crate::peb::arguments;
@@ -124,6 +124,10 @@ impl<D: X86Driver> Guest for Windows<'_, D> {
     fn processes(&self) -> Rows<'_, Row> {
         // One that ended after it was listed is no process any more.
         self.held(move || Box::new(Windows::processes(self).map(|process| process?.row()).filter(|row| !is_gone(row))))
+    }
+
+    fn survey_processes(&self) -> ProcessSurvey {
+        self.survey_processes()
     }
 
     fn threads(&self) -> Rows<'_, ThreadRow> {

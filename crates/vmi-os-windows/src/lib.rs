@@ -73,7 +73,6 @@ pub use builtin::{BuildMatch, BuiltIn, Disagreement};
 pub use file_time::moment;
 pub use handle::Handle;
 pub use handle_table::{EntryFormat, HandleEntries, HandleEntry, HandleTable};
-pub use hidden::{ProcessSurvey, ProcessViews, SeenProcess};
 pub use kernel::Kernel;
 pub use kernel_module::KernelModule;
 pub use loaded_module::{LoadedModule, ModuleOrder, ModuleViews};

@@ -9,7 +9,7 @@ use nt_machine::objects::hive_cells::Key as WrittenKey;
 use nt_machine::{Build, NtMachine, System};
 use vmi_arch_x86::{PagingMode, X86};
 use vmi_core::synthetic::SyntheticDriver;
-use vmi_core::{Isf, Memory, PhysAddr, VirtAddr, Vmi};
+use vmi_core::{Isf, Memory, PhysAddr, ProcessView, VirtAddr, Vmi};
 use vmi_os_windows::registry::{Cells, Hive, HiveFile, Key};
 use vmi_os_windows::{Kernel, Windows};
 
@@ -37,7 +37,10 @@ struct Guest {
 
 impl Guest {
     fn new(build: &str) -> Self {
-        let (machine, system) = NtMachine::typical(Build::named(build).unwrap_or_else(|| panic!("no build {build}")));
+        Self::of(NtMachine::typical(Build::named(build).unwrap_or_else(|| panic!("no build {build}"))))
+    }
+
+    fn of((machine, system): (NtMachine, System)) -> Self {
         let runs = machine.memory().into_iter().map(|(at, bytes)| (PhysAddr::new(at), bytes));
         let vmi = Vmi::new(SyntheticDriver::with_arch(runs));
         Self { machine, system, vmi }
@@ -183,18 +186,36 @@ fn synthetic_nt_layout_processes_by_every_view() {
             let row = found.get(&process.eprocess).unwrap_or_else(|| panic!("{build}: no {}", process.name));
             let name: String = process.name.chars().take(15).collect();
             assert_eq!((u64::from(row.pid), row.name.as_str()), (process.pid, name.as_str()), "{build}");
-            assert_eq!(row.views.list, process.linked, "{build}: {name}");
+            let known = |view| row.known_to(view).unwrap();
+            assert_eq!(known(ProcessView::List), process.linked, "{build}: {name}");
             assert_eq!(row.exited, process.exit_time != 0, "{build}: {name}");
-            assert!(row.views.pool, "{build}: {name}");
-            assert!(row.views.id_table, "{build}: {name}");
-            assert_eq!(row.views.threads, !process.threads.is_empty(), "{build}: {name}");
-            assert_eq!(row.is_hidden(), process.name == "rootkit.exe", "{build}: {name}");
+            assert!(known(ProcessView::Pool), "{build}: {name}");
+            assert!(known(ProcessView::IdTable), "{build}: {name}");
+            assert_eq!(known(ProcessView::Threads), !process.threads.is_empty(), "{build}: {name}");
+            assert_eq!(row.hidden, process.name == "rootkit.exe", "{build}: {name}");
         }
         let threads = windows.scan_threads().unwrap();
         let found: BTreeSet<u64> = threads.iter().map(|thread| u64::from(thread.tid)).collect();
         let written: BTreeSet<u64> = truth.processes.iter().flat_map(|process| &process.threads).map(|thread| thread.1).collect();
         assert_eq!(found, written, "{build}");
     }
+}
+
+/// Who is behind a broken place of the list need not hide: the list does not say of anybody any more that it does not have him.
+#[test]
+fn synthetic_nt_layout_a_list_that_broke_hides_nobody() {
+    let (mut machine, system) = NtMachine::typical(Build::named("win10_x64_19041").unwrap());
+    let second = machine.truth().processes.iter().filter(|process| process.linked).nth(1).unwrap().eprocess;
+    let links = machine.isf()["user_types"]["_EPROCESS"]["fields"]["ActiveProcessLinks"]["offset"].as_u64().unwrap();
+    machine.write_pointer(second + links, 0xffff_9999_0000_0000);
+    let guest = Guest::of((machine, system));
+    let survey = guest.windows().survey_processes();
+    let all_of_the_list = survey.problems.iter().all(|(view, _)| *view == ProcessView::List);
+    assert!(!survey.problems.is_empty() && all_of_the_list, "{:?}", survey.problems);
+    let row = |name: &str| survey.processes.iter().find(|process| process.name == name).unwrap();
+    assert_eq!((row("rootkit.exe").hidden, row("rootkit.exe").known_to(ProcessView::List)), (false, None));
+    assert_eq!(row("rootkit.exe").known_to(ProcessView::IdTable), Some(true));
+    assert_eq!(row("System").known_to(ProcessView::List), Some(true));
 }
 
 /// All of a key that is written down, as lines.

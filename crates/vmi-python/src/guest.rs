@@ -195,7 +195,7 @@ impl Guest {
     /// moments: pause it. Errors of views come behind the processes.
     #[pyo3(signature = (*, on_error=None))]
     fn survey_processes(&self, py: Python<'_>, on_error: Option<Py<PyAny>>) -> PyResult<Rows> {
-        self.list(py, on_error, |attached| attached.guest().with(survey))
+        self.list(py, on_error, |attached| survey(attached.guest()))
     }
 
     /// The loaded kernel modules.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use vmi::{AnyDriver, Result, System};
+use vmi::{Guest, Result};
 
 use crate::rows::{Row, plain_row};
 
@@ -27,13 +27,13 @@ plain_row! {
         /// Where its structure is in physical memory, if it was found there.
         physical: Option<u64>,
     } from row: vmi::SeenProcess => {
-        row.pid, row.name, row.hidden, row.exited, row.views.into_iter().collect(), row.object.map(|at| at.get()), row.physical.map(|at| at.get()),
+        row.pid, row.name, row.hidden, row.exited, row.views.into_iter().map(|(view, known)| (view.name(), known)).collect(), row.object.map(|at| at.get()), row.physical.map(|at| at.get()),
     }
 }
 
 /// The processes of all views, and behind them why a view failed.
-pub(crate) fn survey(system: &System<'_, AnyDriver>) -> Vec<Result<Row>> {
-    let survey = system.survey_processes();
+pub(crate) fn survey(guest: &dyn Guest) -> Vec<Result<Row>> {
+    let survey = guest.survey_processes();
     let processes = survey.processes.into_iter().map(|process| Ok(Row::SeenProcess(process)));
     processes.chain(survey.problems.into_iter().map(|(_, error)| Err(error))).collect()
 }

@@ -253,6 +253,8 @@ static void of_guest(vmi_guest *guest)
 
 	EACH(vmi_processes, vmi_process, vmi_guest_list_processes(guest, &list, &error), vmi_processes_next, vmi_processes_close, row.name);
 	EACH(vmi_threads, vmi_thread, vmi_guest_list_threads(guest, &list, &error), vmi_threads_next, vmi_threads_close, row.name);
+	EACH(vmi_seen_processes, vmi_seen_process, vmi_guest_survey_processes(guest, &list, &error), vmi_seen_processes_next, vmi_seen_processes_close,
+	     row.name);
 	EACH(vmi_modules, vmi_module, vmi_guest_list_modules(guest, &list, &error), vmi_modules_next, vmi_modules_close, row.name);
 	EACH(vmi_memory_areas, vmi_memory_area, vmi_guest_list_memory_areas(guest, 1, &list, &error), vmi_memory_areas_next,
 	     vmi_memory_areas_close, row.name);
@@ -300,6 +302,13 @@ static void of_guest(vmi_guest *guest)
 	ANSWERS(VMI_STATUS_OK, vmi_guest_process_of(guest, 0x10, &list, &error));
 	ANSWERS(VMI_STATUS_END, vmi_processes_next(list, &process, &error));
 	vmi_processes_close(list);
+	vmi_seen_processes *seen_list;
+	vmi_seen_process seen;
+	ANSWERS(VMI_STATUS_OK, vmi_guest_survey_processes(guest, &seen_list, &error));
+	ANSWERS(VMI_STATUS_OK, vmi_seen_processes_next(seen_list, &seen, &error));
+	CHECK(seen.pid == 1 && !seen.hidden && !seen.exited && seen.unknown_to == 0 && seen.object == process.object && seen.physical == VMI_UNKNOWN_ADDRESS);
+	CHECK(seen.known_to == (VMI_PROCESS_VIEW_LIST | VMI_PROCESS_VIEW_ID_TABLE | VMI_PROCESS_VIEW_CHILDREN));
+	vmi_seen_processes_close(seen_list);
 	ANSWERS(VMI_STATUS_OK, vmi_guest_get_page_tables(guest, 2, roots, 8, &count, &error));
 	CHECK(count == 0); /* kthreadd */
 	ANSWERS(VMI_STATUS_OK, vmi_guest_get_executable(guest, 1, &text, &error));

@@ -201,8 +201,19 @@ static void step(struct state *state)
 				number += strlen(row.name) + strlen(row.arguments[i]);
 		break;
 	}
-	case 28: { vmi_process row; status = vmi_processes_next(self, &row, place); break; }
-	case 29: status = vmi_guest_find_process(self, pid, (vmi_processes **)&handle, place); break;
+	case 28: {
+		vmi_process row;
+		vmi_seen_process seen;
+		status = below(state, 2) ? vmi_processes_next(self, &row, place) : vmi_seen_processes_next(self, &seen, place);
+		break;
+	}
+	case 29:
+		/* The survey takes longest of what a guest is asked. */
+		if (below(state, 16))
+			status = vmi_guest_find_process(self, pid, (vmi_processes **)&handle, place);
+		else
+			status = vmi_guest_survey_processes(self, (vmi_seen_processes **)&handle, place);
+		break;
 	case 30: status = vmi_guest_process_of(self, at, (vmi_processes **)&handle, place); break;
 	case 31: { uint64_t roots[2]; status = vmi_guest_get_page_tables(self, pid, roots, below(state, 3), &count, place); break; }
 	case 32: status = vmi_guest_list_threads(self, (vmi_threads **)&handle, place); break;
@@ -252,7 +263,7 @@ static void step(struct state *state)
 		if (self != image && self != system_of_image)
 			vmi_machine_close(self), vmi_guest_close(self), vmi_memory_close(self), vmi_processes_close(self), vmi_threads_close(self);
 		if (self != image && self != system_of_image)
-			vmi_options_close(self), vmi_modules_close(self), vmi_memory_areas_close(self), vmi_symbols_close(self), vmi_error_close(self);
+			vmi_options_close(self), vmi_seen_processes_close(self), vmi_modules_close(self), vmi_memory_areas_close(self), vmi_symbols_close(self), vmi_error_close(self);
 		if (below(state, 2))
 			vmi_pause_close(self), vmi_events_close(self), vmi_event_close(self);
 		place = NULL;
@@ -308,7 +319,7 @@ int main(int argc, char **argv)
 	for (uintptr_t key = 16; vmi_open_handles() && key < ((uintptr_t)1 << 40); key += 16) {
 		void *self = (void *)key;
 		vmi_machine_close(self), vmi_guest_close(self), vmi_memory_close(self), vmi_processes_close(self), vmi_threads_close(self);
-		vmi_options_close(self), vmi_modules_close(self), vmi_memory_areas_close(self), vmi_symbols_close(self), vmi_error_close(self);
+		vmi_options_close(self), vmi_seen_processes_close(self), vmi_modules_close(self), vmi_memory_areas_close(self), vmi_symbols_close(self), vmi_error_close(self);
 		vmi_pause_close(self), vmi_events_close(self), vmi_event_close(self);
 	}
 	printf("%" PRIu64 " calls succeeded, %" PRIu64 " failed\n", good, bad);
