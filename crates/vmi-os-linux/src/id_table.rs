@@ -2,12 +2,14 @@
 //!
 //! `init_pid_ns` (kernel/pid.c) has an XArray (include/linux/xarray.h) from the ids to `struct pid`, and that leads to the thread which has the id. An entry
 //! whose lowest bits are 10 refers to a node, which has 64 entries (16 in small kernels) and says by how many bits the number is shifted whose lowest bits
-//! choose among them. One whose lowest bits are 00 is a pointer.
+//! choose among them. One whose lowest bits are 00 is a pointer. Until 4.19 it is a radix tree (include/linux/radix-tree.h), which has the same but for the lowest
+//! bits of what refers to a node: 01.
 
 use rustc_hash::FxHashSet;
 use vmi_arch_x86::X86Driver;
-use vmi_core::{Error, ErrorKind, Memory, Paging, Result, VirtAddr, list::rows, live};
+use vmi_core::{Error, ErrorKind, KernelField, Memory, Paging, Result, VirtAddr, list::rows, live};
 
+use crate::layout::Layout;
 use crate::linux::MAX_TASKS;
 use crate::{Linux, Task};
 
@@ -20,23 +22,44 @@ const MAX_NODES: usize = 1 << 17;
 /// Below are not nodes but signs of their own, as XA_ZERO_ENTRY.
 const SIGNS: u64 = 4096;
 
+/// Where the table begins, what its nodes are like, and the lowest bits of an entry that refers to one.
+#[derive(Clone, Copy)]
+struct Tree {
+    head: KernelField,
+    shift: KernelField,
+    slots: KernelField,
+    mark: u64,
+}
+
+impl Tree {
+    fn of(layout: &Layout) -> Self {
+        let (space, array, radix) = (&layout.id_space, &layout.array_node, &layout.radix_node);
+        if space.radix_tree.exists() && !space.array.exists() {
+            return Self { head: space.radix_tree, shift: radix.shift, slots: radix.slots, mark: 1 };
+        }
+        Self { head: space.array, shift: array.shift, slots: array.slots, mark: 2 }
+    }
+}
+
 impl<'v, D: X86Driver> Linux<'v, D> {
     /// The threads that the kernel's table of process ids knows, in ascending order of their ids; of each process one is the first, whose own id is that of
     /// the process. Compared with [`Linux::threads`] this tells what hides from either: see [`Linux::survey_processes`].
     ///
-    /// Kernels since 4.20 have the table in this form; of older ones, and of those whose types were inferred from their objects, [`ErrorKind::NoType`] is
-    /// the only row. In a running guest each row is of its own moment: threads that came or went meanwhile may be there or not.
+    /// Kernels since 4.15 have such a table, and it is read where it is described: by the types of kernels since 4.19, or because it was inferred. Of others
+    /// [`ErrorKind::NoType`] is the only row. In a running guest each row is of its own moment: threads that came or went meanwhile may be there or not.
     pub fn threads_by_id(&self) -> impl Iterator<Item = Result<Task<'_, 'v, D>>> {
         let walk = || {
-            let table = self.layout.id_space.table.of(self.symbol(INITIAL)?)?;
+            let tree = Tree::of(&self.layout);
+            let head = tree.head.of(self.symbol(INITIAL)?)?;
             // What is missing is told at once, not by every row.
-            let (node, task) = (&self.layout.array_node, &self.layout.task);
-            for member in [node.shift, node.slots, self.layout.id.tasks, task.id_links, task.id] {
+            let task = &self.layout.task;
+            for member in [tree.shift, tree.slots, self.layout.id.tasks, task.id_links, task.id] {
                 member.offset()?;
             }
-            let root = self.space.read_pointer(table)?.get();
+            let root = self.space.read_pointer(head)?.get();
             Ok(Ids {
                 linux: self,
+                tree,
                 pending: vec![Pending { entry: root, below: u8::MAX }],
                 visited: FxHashSet::default(),
                 count: 0,
@@ -76,6 +99,7 @@ struct Pending {
 /// The pointers of the array, in ascending order of their numbers. A node that cannot be read is an error in its place.
 struct Ids<'l, 'v, D: X86Driver> {
     linux: &'l Linux<'v, D>,
+    tree: Tree,
     pending: Vec<Pending>,
     visited: FxHashSet<u64>,
     count: usize,
@@ -84,20 +108,20 @@ struct Ids<'l, 'v, D: X86Driver> {
 impl<D: X86Driver> Ids<'_, '_, D> {
     /// Puts the entries of the node at `at` in the place of that node.
     fn descend(&mut self, at: VirtAddr, below: u8) -> Result<()> {
-        let (space, layout) = (&self.linux.space, &self.linux.layout.array_node);
+        let space = &self.linux.space;
         if self.visited.len() == MAX_NODES {
             self.pending.clear();
             return Err(ErrorKind::Limit { what: "the table of process ids".to_owned(), limit: MAX_NODES }.into());
         }
-        let shift: u8 = self.linux.read(at, layout.shift)?;
+        let shift: u8 = self.linux.read(at, self.tree.shift)?;
         if shift >= below || !self.visited.insert(at.get()) {
             return Err(Error::corrupt("the table of process ids runs in a circle", at));
         }
         let width = space.mode().pointer_size() as u64;
-        let slots = layout.slots.size()?.checked_div(width).filter(|slots| (1..=SLOTS).contains(slots)).unwrap_or(SLOTS);
+        let slots = self.tree.slots.size()?.checked_div(width).filter(|slots| (1..=SLOTS).contains(slots)).unwrap_or(SLOTS);
         let mut bytes = [0; (SLOTS * 8) as usize];
         let (bytes, _) = bytes.split_at_mut(slots.saturating_mul(width) as usize);
-        space.read_into(layout.slots.of(at)?, bytes)?;
+        space.read_into(self.tree.slots.of(at)?, bytes)?;
         let word = |word: &[u8]| word.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
         let entries = bytes.chunks_exact(width as usize).rev().map(word).filter(|&entry| entry != 0);
         self.pending.extend(entries.map(|entry| Pending { entry, below: shift }));
@@ -120,7 +144,7 @@ impl<D: X86Driver> Iterator for Ids<'_, '_, D> {
                     self.count = self.count.saturating_add(1);
                     return Some(Ok(VirtAddr::new(entry)));
                 }
-                2 if entry > SIGNS => {
+                mark if mark == self.tree.mark && entry > SIGNS => {
                     if let Err(error) = self.descend(VirtAddr::new(entry & !3), below) {
                         return Some(Err(error));
                     }
@@ -148,11 +172,15 @@ mod tests {
     /// A guest with types for the table. A node has its shift at 0 and entries from 0x28 on; a `struct pid` has its tasks at 0x10; a task its link at 0x60, its
     /// id at 0x70, children at 0x80 and siblings at 0x90, and its threads at 0xa0 in a `signal_struct`, which is at the task's own address plus 0x400.
     fn guest() -> TestGuest {
+        guest_with("idr.idr_rt.xa_head", "xa_node")
+    }
+
+    fn guest_with(head: &'static str, node: &'static str) -> TestGuest {
         let mut guest = TestGuest::new();
         for (structure, name, offset, size) in [
-            ("pid_namespace", "idr.idr_rt.xa_head", 0x18, 8),
-            ("xa_node", "shift", 0, 1),
-            ("xa_node", "slots", 0x28, 512),
+            ("pid_namespace", head, 0x18, 8),
+            (node, "shift", 0, 1),
+            (node, "slots", 0x28, 512),
             ("pid", "tasks", 0x10, 32),
             ("task_struct", "pid_links", 0x60, 64),
             ("task_struct", "thread_pid", 0x70, 8),
@@ -193,7 +221,10 @@ mod tests {
 
     /// Processes 1, 2 and 70 in a table of two levels, with what is no pointer between them.
     fn three() -> TestGuest {
-        let mut guest = guest();
+        three_in(guest())
+    }
+
+    fn three_in(mut guest: TestGuest) -> TestGuest {
         let (low, high) = (NODE + 0x400, NODE + 0x800);
         guest.put(ROOT, &[node(NODE)]);
         guest.bytes[NODE as usize] = 6;
@@ -226,6 +257,17 @@ mod tests {
         let mut one = guest();
         task(&mut one, 0x2_0000, INIT_TASK, 0, ROOT);
         assert_eq!(pids(&by_id(one)), [0]);
+    }
+
+    /// The table as it was until 4.19: the same nodes behind other marks.
+    #[test]
+    fn a_radix_tree_of_ids() {
+        let mut guest = three_in(guest_with("idr.idr_rt.rnode", "radix_tree_node"));
+        guest.put(ROOT, &[NODE | 1]);
+        guest.put(NODE + 0x28, &[(NODE + 0x400) | 1, (NODE + 0x800) | 1]);
+        let rows = by_id(guest);
+        assert!(rows.iter().all(Result::is_ok), "{rows:?}");
+        assert_eq!(pids(&rows), [1, 2, 70]);
     }
 
     #[test]

@@ -25,12 +25,18 @@ vmi_core::kernel_layout! {
         mm: "mm",
         start: "start_boottime" | "real_start_time",
     }
-    /// include/linux/pid_namespace.h. The table of ids is an IDR since 4.15 (commit 95846ecf9dac), and that is an XArray since 4.20.
+    /// include/linux/pid_namespace.h. The table of ids is an IDR since 4.15 (commit 95846ecf9dac), and that is an XArray since 4.20, a radix tree before.
     id_space: IdSpaceLayout = "pid_namespace" {
-        table: "idr.idr_rt.xa_head",
+        array: "idr.idr_rt.xa_head",
+        radix_tree: "idr.idr_rt.rnode",
     }
     /// include/linux/xarray.h, since 4.20.
     array_node: ArrayNodeLayout = "xa_node" {
+        shift: "shift",
+        slots: "slots",
+    }
+    /// include/linux/radix-tree.h, until 4.19.
+    radix_node: RadixNodeLayout = "radix_tree_node" {
         shift: "shift",
         slots: "slots",
     }

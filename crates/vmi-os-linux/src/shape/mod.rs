@@ -6,6 +6,7 @@
 
 mod area_fields;
 mod areas;
+mod children;
 mod credentials;
 mod files;
 mod findings;
@@ -16,6 +17,7 @@ mod maple_tree;
 mod module_fields;
 mod module_list;
 mod page_tables;
+mod process_ids;
 mod record_log;
 mod sample;
 mod search;
@@ -130,7 +132,11 @@ fn look<D: X86Driver>(vmi: &Vmi<D>, hints: &Hints<'_>) -> Result<Inferred, Shape
     task_state::infer(&tasks.sample, spaces.mm, &mut findings);
     credentials::infer(view, &tasks, &mut findings);
     if let Some(leader) = found.group_leader {
+        children::infer(view, &tasks, leader, &mut findings);
         thread_group::infer(view, &tasks, leader, &mut findings);
+        if let Some(pid) = found.pid {
+            process_ids::infer(view, &tasks, leader, pid, hints.symbols, &mut findings);
+        }
     }
     let init_task = tasks.init_task();
     findings.symbol("init_task", VirtAddr::new(init_task));

@@ -25,6 +25,7 @@ const EXIT_BITS: u32 = 0x30;
 #[derive(Debug)]
 pub(super) struct TaskFields {
     pub(super) group_leader: Option<usize>,
+    pub(super) pid: Option<usize>,
     /// Which members may be `mm`.
     pub(super) mm: Vec<usize>,
 }
@@ -60,7 +61,7 @@ pub(super) fn infer<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, findings: &
     if let Some(start) = findings.record("task_struct", "start_time", start, Kind::Number(8)) {
         findings.add("task_struct", "start_boottime", start.saturating_add(8), Kind::Number(8));
     }
-    TaskFields { group_leader, mm }
+    TaskFields { group_leader, pid, mm }
 }
 
 fn parents<D: X86Driver>(view: &View<'_, D>, tasks: &Tasks, leader: Option<usize>, findings: &mut Findings) {
