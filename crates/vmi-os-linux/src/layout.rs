@@ -18,7 +18,7 @@ vmi_core::kernel_layout! {
         real_cred: "real_cred",
         signal: "signal",
         thread_node: "thread_node",
-        id_links: "pid_links",
+        id_links: "pid_links" | "pids",
         id: "thread_pid",
         children: "children",
         sibling: "sibling",
@@ -40,9 +40,21 @@ vmi_core::kernel_layout! {
         shift: "shift",
         slots: "slots",
     }
-    /// include/linux/pid.h. The first list is that of the thread which has the id. Since 4.19 (commit 2c4704756cab) their nodes are `pid_links` of the task.
+    /// include/linux/pid.h. The first list is that of the thread which has the id. Since 4.19 (commit 2c4704756cab) their nodes are `pid_links` of the task, and
+    /// its `thread_pid` is the id; before, both were in `pids`.
     id: IdLayout = "pid" {
         tasks: "tasks",
+        numbers: "numbers",
+    }
+    /// include/linux/pid.h, until 4.18; it begins with the node.
+    id_link: IdLinkLayout = "pid_link" {
+        id: "pid",
+    }
+    /// include/linux/pid.h. `pid_chain` is the node in the hash table that ids were in until 4.14.
+    id_number: IdNumberLayout = "upid" {
+        number: "nr",
+        space: "ns",
+        chain: "pid_chain",
     }
     /// include/linux/sched/signal.h.
     signal: SignalLayout = "signal_struct" {

@@ -1,9 +1,9 @@
 //! The table of process ids (kernel: include/linux/pid.h, include/linux/pid_namespace.h).
 //!
 //! A task names its `struct pid` (`thread_pid`), and is a node of that structure's first list (`pid_links`); the two were the elements of one array of
-//! three until 4.18. A `struct pid` has, for each namespace in which it has a number, that number and a pointer to the namespace: first those of
+//! three, `pids`, until 4.18. A `struct pid` has, for each namespace in which it has a number, that number and a pointer to the namespace: first those of
 //! `init_pid_ns`. That one's member `idr` leads from the number back to the structure: an XArray since 4.20, a radix tree before, whose nodes have the
-//! same layout, and another mark on the pointers to them. Before 4.15 there was no such member, but a hash table.
+//! same layout, and another mark on the pointers to them. Before 4.15 the number is a node of a hash table instead.
 
 use vmi_arch_x86::X86Driver;
 use vmi_core::{Memory, Symbols, VirtAddr};
@@ -13,9 +13,8 @@ use super::sample::{Doubt, Object, Sample, only};
 use super::tasks::Tasks;
 use super::types::Kind;
 use super::view::View;
+use crate::id_table::INITIAL;
 
-/// The symbol of the first namespace.
-const INITIAL: &str = "init_pid_ns";
 /// Bytes of each `struct pid` that are judged. Measured: the number at 0x38 to 0x60 (kernels 4.15 to 6.8).
 const SIZE: usize = 0x100;
 /// How far into the namespace the table may begin.
@@ -70,8 +69,14 @@ pub(super) fn infer<D: X86Driver>(
     let (Ok(_), Some(Links { id, link, lists })) = (found, place) else {
         return findings.missing("task_struct", "thread_pid", found.err().unwrap_or(Doubt::None));
     };
-    findings.add("task_struct", "thread_pid", id, Kind::Pointer);
-    findings.add("task_struct", "pid_links", link, Kind::Words(2));
+    if link < id {
+        findings.add("pid_link", "node", 0, Kind::Words(2));
+        findings.add("pid_link", "pid", id.saturating_sub(link), Kind::Pointer);
+        findings.add("task_struct", "pids", link, Kind::Structures("pid_link", LISTS as u64));
+    } else {
+        findings.add("task_struct", "thread_pid", id, Kind::Pointer);
+        findings.add("task_struct", "pid_links", link, Kind::Words(2));
+    }
     findings.add("pid", "tasks", lists, Kind::Words(LISTS as u64));
 
     // Of the first task the structure is a variable, in which it is no node.
@@ -89,7 +94,7 @@ pub(super) fn infer<D: X86Driver>(
     });
     let known = symbols.find(INITIAL).map(|symbol| symbol.address.get());
     let space = space.filter(|space| numbers.is_ok() && known.is_none_or(|known| known == *space));
-    let Some(space) = space else {
+    let (Ok(numbers), Some(space)) = (numbers, space) else {
         return findings.missing("pid", "numbers", numbers.err().unwrap_or(Doubt::None));
     };
     if known.is_none() {
@@ -103,8 +108,12 @@ pub(super) fn infer<D: X86Driver>(
     });
     match table {
         Some((tree, head)) => describe(&tree, head, width, findings),
+        None if is_hashed(view, &ids, numbers) => findings.add("upid", "pid_chain", width.saturating_mul(2), Kind::Words(2)),
         None => findings.missing("pid_namespace", "idr", Doubt::None),
     }
+    findings.add("upid", "nr", 0, Kind::Number(4));
+    findings.add("upid", "ns", width, Kind::Pointer);
+    findings.add("pid", "numbers", numbers, Kind::Structures("upid", 1));
 }
 
 /// Where the members of a task are, and the first list in a `struct pid`.
@@ -135,8 +144,12 @@ fn links<D: X86Driver>(view: &View<'_, D>, sample: &Sample, offset: usize, form:
 
 /// Whether nearly all pass: of a process that has ended the id is taken away first.
 fn most<T>(all: &[T], mut test: impl FnMut(&T) -> Option<bool>) -> bool {
-    let failed = all.iter().filter(|item| test(item) != Some(true)).count();
-    failed <= all.len() / 16 && failed < all.len()
+    let (allowed, mut failed) = (all.len() / 16, 0usize);
+    let mut passes = |item| {
+        failed = failed.saturating_add(usize::from(test(item) != Some(true)));
+        failed <= allowed
+    };
+    !all.is_empty() && all.iter().all(&mut passes)
 }
 
 fn nearly_all(ids: &[(u32, Object)], test: impl Fn(u32, &Object) -> Option<bool>) -> bool {
@@ -148,6 +161,18 @@ fn namespace(ids: &[(u32, Object)], offset: usize, width: usize) -> Option<u64> 
     let space = |id: &Object| id.word(offset.checked_add(width)?, width);
     let first = ids.first().and_then(|(_, id)| space(id)).filter(|space| *space != 0)?;
     nearly_all(ids, |number, id| Some(id.u32(offset)? == number && space(id)? == first)).then_some(first)
+}
+
+/// Whether the numbers are nodes of lists (kernel: `struct upid.pid_chain`): what leads to one, and what it leads to, know it.
+fn is_hashed<D: X86Driver>(view: &View<'_, D>, ids: &[(u32, Object)], numbers: usize) -> bool {
+    let width = view.width();
+    nearly_all(ids, |_, id| {
+        let chain = numbers.checked_add(width.checked_mul(2)?)?;
+        let here = id.at.checked_add(chain as u64)?;
+        let (next, before) = (id.word(chain, width)?, id.word(chain.checked_add(width)?, width)?);
+        let known_behind = next == 0 || view.pointer(next.checked_add(width as u64)?)? == here;
+        Some(view.pointer(before)? == here && known_behind)
+    })
 }
 
 /// Where the entries of a node are: behind four bytes, two pointers and a list node (kernel: include/linux/xarray.h, and before it
