@@ -36,10 +36,11 @@ impl<D: X86Driver> Linux<'_, D> {
         for list in 0..1u64 << shift {
             let head = heads.wrapping_add(list.wrapping_mul(width));
             if let Err(error) = self.hashed_in(head, initial, &mut visited, &mut found) {
+                let is_all = matches!(error.kind(), ErrorKind::Limit { .. });
                 problems.push(error);
-            }
-            if visited.len() >= MAX_TASKS {
-                break;
+                if is_all {
+                    break;
+                }
             }
         }
         found.sort_unstable_by_key(|&(number, _)| number);
