@@ -32,9 +32,6 @@ const CHUNK: u64 = CHUNK_PAGES * PAGE_SIZE;
 /// Chunks that are mapped in one call for a long read or a batch.
 const MAX_AT_ONCE: u64 = 16;
 
-/// How long a page that could not be mapped is taken to be absent, in milliseconds: it may have been on its way to the domain just then.
-const ABSENT: u64 = 10;
-
 /// What the cache may hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -42,11 +39,17 @@ pub(crate) struct Limits {
     pub(crate) mapped: u64,
     /// How long a mapping serves.
     pub(crate) lifetime: Duration,
+    /// How long a page that could not be mapped is taken to be absent: it may have been on its way to the domain just then.
+    pub(crate) absent: Duration,
 }
 
 impl Limits {
+    /// What is mapped unless somebody asks for more or less.
+    pub(crate) const DEFAULT: Self =
+        Self { mapped: 1 << 30, lifetime: Duration::from_secs(1), absent: Duration::from_millis(10) };
+
     /// For a domain that is mapped as a whole, for as long as it is open.
-    pub(crate) const NONE: Self = Self { mapped: u64::MAX, lifetime: Duration::MAX };
+    pub(crate) const NONE: Self = Self { mapped: u64::MAX, lifetime: Duration::MAX, ..Self::DEFAULT };
 }
 
 /// Which frames to map for guest-physical pages.
@@ -150,6 +153,8 @@ pub(crate) struct Source<M> {
     frames: Box<dyn Frames>,
     failures: Failures,
     clock: Clock,
+    /// [`Limits::absent`] in milliseconds.
+    absent: u64,
     mapped: AtomicU64,
     calls: AtomicU64,
 }
@@ -198,9 +203,10 @@ impl<M: Mapper> GuestMemory<M> {
         memory: &MemoryMap,
     ) -> Result<Self> {
         let chunks = limits.mapped.checked_div(CHUNK).unwrap_or_default().max(1);
-        let lifetime = u64::try_from(limits.lifetime.as_millis()).unwrap_or(u64::MAX);
+        let [lifetime, absent] =
+            [limits.lifetime, limits.absent].map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         let (mapped, calls) = (AtomicU64::new(0), AtomicU64::new(0));
-        let source = Arc::new(Source { mapper, frames, failures, clock: Clock::default(), mapped, calls });
+        let source = Arc::new(Source { mapper, frames, failures, clock: Clock::default(), absent, mapped, calls });
         let shown = Shown::new(Arc::clone(&source), memory, chunks, lifetime)?;
         // By moka's own policy, chunks that were written to often would keep out the one that is written to now, and it be mapped for each write.
         let policy = EvictionPolicy::lru();
@@ -314,7 +320,8 @@ impl<M: Mapper> GuestMemory<M> {
         let Some(chunk) = known else { return self.map_for_writing(number, now)?.write(here, part) };
         match chunk.memory.write(here, part) {
             Err(error)
-                if matches!(error.kind(), ErrorKind::Hole { .. }) && milliseconds().saturating_sub(chunk.mapped) >= ABSENT =>
+                if matches!(error.kind(), ErrorKind::Hole { .. })
+                    && milliseconds().saturating_sub(chunk.mapped) >= self.source.absent =>
             {
                 self.map_for_writing(number, now)?.write(here, part)
             }

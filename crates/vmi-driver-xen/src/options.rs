@@ -14,7 +14,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { limits: Limits { mapped: 1 << 30, lifetime: Duration::from_secs(1) }, map_whole: false, guardian: true }
+        Self { limits: Limits::DEFAULT, map_whole: false, guardian: true }
     }
 }
 

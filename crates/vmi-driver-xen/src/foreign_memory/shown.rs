@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use vmi_core::{Address, Error, GuestMapping, MemoryMap, PAGE_SIZE, PhysAddr, RawPiece, Region, Result, Window};
 
-use super::{ABSENT, CHUNK, CHUNK_PAGES, MAX_AT_ONCE, Mapper, Source, milliseconds};
+use super::{CHUNK, CHUNK_PAGES, MAX_AT_ONCE, Mapper, Source, milliseconds};
 
 /// Address space beyond the memory that a domain has when it is opened: it may get more.
 const AT_LEAST: u64 = 8 << 30;
@@ -203,7 +203,7 @@ impl<M: Mapper> Inner<M> {
     /// Maps a chunk anew that lacks a page, unless that was done just now.
     fn map_again(&self, state: &mut State, number: u64) -> Result<()> {
         let Some(mapped) = state.chunks.get(&number).filter(|_| !state.stays) else { return Ok(()) };
-        if milliseconds().saturating_sub(*mapped) < ABSENT {
+        if milliseconds().saturating_sub(*mapped) < self.source.absent {
             return Ok(());
         }
         state.order.retain(|(other, _)| *other != number);

@@ -59,7 +59,15 @@ impl Domain {
     }
 
     fn cache(&self, mapped: u64, lifetime: u64) -> GuestMemory<Self> {
-        let limits = Limits { mapped, lifetime: Duration::from_millis(lifetime) };
+        self.limited(Limits { mapped, lifetime: Duration::from_millis(lifetime), ..Limits::DEFAULT })
+    }
+
+    /// A cache that nothing happens to with time, however slow the machine.
+    fn timeless(&self) -> GuestMemory<Self> {
+        self.limited(Limits { mapped: 1 << 30, lifetime: Duration::MAX, absent: Duration::MAX })
+    }
+
+    fn limited(&self, limits: Limits) -> GuestMemory<Self> {
         let memory = MemoryMap::new([Region::new(PhysAddr::ZERO, PAGES * PAGE_SIZE).unwrap()]);
         GuestMemory::new(self.clone(), Box::new(Same), Failures::new("a domain"), limits, &memory).unwrap()
     }
@@ -219,7 +227,6 @@ fn all_memory_is_mapped_for_ever() {
     assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 517 * PAGE_SIZE), "{error}");
 }
 
-/// What nobody reads any more is unmapped too.
 /// A range stays mapped when the cache has forgotten everything, and when it is gone.
 #[test]
 fn a_range_is_mapped_until_it_is_dropped() {
@@ -250,6 +257,7 @@ fn a_range_is_mapped_until_it_is_dropped() {
     assert_eq!(domain.state.alone.load(Ordering::SeqCst), 0);
 }
 
+/// What nobody reads any more is unmapped too.
 #[test]
 fn what_is_old_is_unmapped_without_a_read() {
     let domain = Domain::new();
@@ -317,9 +325,9 @@ fn a_mapping_grows_old_while_the_domain_runs() {
         cache.read(PhysAddr::ZERO, &mut byte).unwrap();
         byte[0]
     };
+    cache.stands();
     let before = read();
     domain.state.memory.lock().unwrap()[0] = 0x55;
-    cache.stands();
     std::thread::sleep(Duration::from_millis(60));
     assert_eq!(read(), before, "time stands still in a pause");
     cache.goes_on();
@@ -330,14 +338,14 @@ fn a_mapping_grows_old_while_the_domain_runs() {
 #[test]
 fn long_reads_and_batches_map_many_chunks_in_a_call() {
     let domain = Domain::new();
-    let cache = domain.cache(1 << 30, 60_000);
+    let cache = domain.timeless();
     // Up to the first page that is none.
     let mut buffer = vec![0; 4 << 20];
     let error = cache.read(PhysAddr::ZERO, &mut buffer).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Hole { at } if at.get() == 7 * PAGE_SIZE));
     assert_eq!((error.done(), cache.counters()), (7 * PAGE_SIZE as usize, MappingCounters { mapped: 16, calls: 1 }));
 
-    let cache = domain.cache(1 << 30, 60_000);
+    let cache = domain.timeless();
     let mut buffers = [[0u8; 16]; 40];
     let mut ops: Vec<_> =
         buffers.iter_mut().zip(0..).map(|(buffer, index)| ReadOp::new(PhysAddr::new(index * 0x9000), &mut buffer[..])).collect();
