@@ -1,6 +1,7 @@
 //! Runs commands one after another and keeps their results.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +16,7 @@ pub(crate) fn root() -> PathBuf {
 }
 
 /// A command that runs in the workspace's root.
-pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
+pub(crate) fn command(program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(root());
     command
@@ -23,7 +24,7 @@ pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
 
 /// `cargo`, the one that runs this program.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
-    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), arguments)
+    command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), arguments)
 }
 
 /// Reads the output of a command that says how much passed.
@@ -72,11 +73,21 @@ impl Tail {
     }
 }
 
+/// A step that was taken.
+#[derive(Debug)]
+struct Done {
+    name: String,
+    took: Duration,
+    /// Time of processors that its processes used, as far as they were waited for.
+    processors: Duration,
+    counts: Counts,
+}
+
 /// The steps of a task: what each one found, and how long it took.
 #[derive(Debug)]
 pub(crate) struct Steps {
     began: Instant,
-    done: Vec<(String, Duration, Counts)>,
+    done: Vec<Done>,
     failures: Vec<String>,
 }
 
@@ -118,23 +129,24 @@ impl Steps {
     /// Note a check that could not be made here.
     pub(crate) fn skip(&mut self, name: &str, why: &str) {
         println!("\nskipped: {name}: {why}");
-        self.done.push((name.into(), Duration::ZERO, Counts::skip()));
+        self.done.push(Done { name: name.into(), took: Duration::ZERO, processors: Duration::ZERO, counts: Counts::skip() });
     }
 
     /// Note a check that failed before it could be made.
     pub(crate) fn fail(&mut self, name: &str, why: &str) {
         println!("\nFAILED: {name}: {why}");
         self.failures.push(format!("{name}: {why}"));
-        self.done.push((name.into(), Duration::ZERO, Counts::one(false)));
+        self.done.push(Done { name: name.into(), took: Duration::ZERO, processors: Duration::ZERO, counts: Counts::one(false) });
     }
 
     fn step(&mut self, name: &str, command: &mut Command, run: impl FnOnce(&mut Command) -> Counts) -> bool {
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         println!("\n==> {name}: {program} {} (after {})", words.join(" "), seconds(self.began.elapsed()));
-        let began = Instant::now();
+        let (began, used) = (Instant::now(), processors());
         let counts = run(command);
-        self.done.push((name.into(), began.elapsed(), counts));
+        let (took, processors) = (began.elapsed(), processors().saturating_sub(used));
+        self.done.push(Done { name: name.into(), took, processors, counts });
         counts.failed == 0
     }
 
@@ -143,13 +155,12 @@ impl Steps {
         let mut sum = Counts::default();
         self.failures.iter().for_each(|failure| println!("\n{}", failure.trim_end()));
         println!();
-        for (name, took, counts) in &self.done {
-            println!("{name:<16} {:>8}  {counts}", seconds(*took));
+        for Done { name, took, processors, counts } in &self.done {
+            println!("{name:<16} {:>8} {:>8} of processors  {counts}", seconds(*took), seconds(*processors));
             sum.add(*counts);
         }
-        println!("\n{sum}");
-        let failed: Vec<_> =
-            self.done.iter().filter(|(_, _, counts)| counts.failed > 0).map(|(name, ..)| name.as_str()).collect();
+        println!("\n{sum} in {}", seconds(self.began.elapsed()));
+        let failed: Vec<_> = self.done.iter().filter(|done| done.counts.failed > 0).map(|done| done.name.as_str()).collect();
         if !failed.is_empty() {
             println!("FAILED: {}", failed.join(", "));
         }
@@ -170,6 +181,15 @@ fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> std::io::Result<b
         }
     }
     Ok(child.wait()?.success())
+}
+
+/// Time of processors that ended children of this program have used: fields 16 and 17 of `/proc/self/stat`, in hundredths of a second.
+fn processors() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name of the program, in parentheses, may have spaces.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let hundredths: u64 = fields.skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).fold(0, u64::saturating_add);
+    Duration::from_millis(hundredths.saturating_mul(10))
 }
 
 fn seconds(duration: Duration) -> String {

@@ -71,6 +71,13 @@ pub(crate) fn features(steps: &mut Steps) -> String {
     features.join(",")
 }
 
+/// `cargo test` of the workspace. One build with every feature that can be built here makes every program that a step runs: each build more compiles most
+/// things once more. The benchmarks have no tests, and half of all that others wrote is their peers.
+pub(crate) fn tests_command(features: &str, arguments: &[&str]) -> Command {
+    let tests = ["test", "--workspace", "--exclude", "vmi-bench", "--features", features];
+    cargo(&[&tests[..], arguments].concat())
+}
+
 fn static_checks(steps: &mut Steps, features: &str) {
     steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"]));
     steps.run("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
@@ -84,33 +91,26 @@ fn static_checks(steps: &mut Steps, features: &str) {
     }
 }
 
-fn fuzz_targets(steps: &mut Steps, seconds: &str) {
-    let jobs = std::thread::available_parallelism().map_or(1, NonZero::get).to_string();
-    let arguments = ["run", "--package", "vmi-fuzz", "--release", "--", "all", "--seconds", seconds, "--jobs", &jobs];
-    steps.run("fuzz", &mut cargo(&arguments));
+/// How many processors this machine has.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Each fuzz target for some seconds, by the program `vmi-fuzz`.
+fn fuzz_targets(steps: &mut Steps, program: &mut Command, seconds: &str) {
+    let jobs = processors().to_string();
+    steps.run("fuzz", program.args(["all", "--seconds", seconds, "--jobs", &jobs]));
 }
 
 /// The Python module as a user installs it: a wheel in a fresh environment, on the demo, a live guest and a synthetic Windows machine.
-fn python_tests(steps: &mut Steps) {
+/// `nt_machine` is the program of that name, which makes the last.
+fn python_tests(steps: &mut Steps, nt_machine: &mut Command) {
     let check = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))";
     if !command("python3", &["-c", check]).output().is_ok_and(|output| output.status.success()) {
         return steps.skip("python", "python3 of 3.11 or later with venv and ensurepip is missing");
     }
     let machine = target().join("nt-machine");
-    let arguments = [
-        "run",
-        "--quiet",
-        "--package",
-        "nt-machine",
-        "--bin",
-        "nt-machine",
-        "--",
-        "--build",
-        "win10_x64_19041",
-        "--typical",
-        "--out",
-    ];
-    if steps.run("nt-machine", cargo(&arguments).arg(&machine)) {
+    if steps.run("nt-machine", nt_machine.args(["--build", "win10_x64_19041", "--typical", "--out"]).arg(&machine)) {
         let mut tests = command("python3", &["crates/vmi-python/tests/run.py"]);
         steps.run("python", tests.env("VMI_LAB_LIVE", "1").env("VMI_NT_MACHINE", &machine));
     }
@@ -121,7 +121,8 @@ pub(crate) fn python() -> Outcome {
     prerequisites::lab()?;
     let mut steps = Steps::new();
     steps.run("live", &mut live_command());
-    python_tests(&mut steps);
+    let arguments = ["run", "--quiet", "--package", "nt-machine", "--bin", "nt-machine", "--"];
+    python_tests(&mut steps, &mut cargo(&arguments));
     Ok(steps.summary())
 }
 
@@ -158,12 +159,13 @@ pub(crate) fn test() -> Outcome {
     steps.run_counted::<Counts>("live", &mut live_command());
     let features = features(&mut steps);
     let compilers = prerequisites::compilers();
-    // One build with every feature that can be built here; each build more compiles all that stands above the feature once more.
-    let tests = ["test", "--workspace", "--features", &features];
-    steps.run("build tests", &mut cargo(&[&tests[..], &["--no-run"]].concat()));
+    steps.run("build tests", &mut tests_command(&features, &["--no-run"]));
     // Domains of libvirt are looked at by themselves: their test sees what any other guest's leaves on this host.
-    let libvirt = [&tests[..], &["--test", "live", "--", "--show-output", LIBVIRT_DOMAINS]].concat();
-    let mut tests = cargo(&[&tests[..], &["--no-fail-fast", "--", "--show-output", "--skip", LIBVIRT_DOMAINS]].concat());
+    let mut libvirt = tests_command(&features, &["--test", "live", "--", "--show-output", LIBVIRT_DOMAINS]);
+    // One more at a time than there are processors: guests wait as much as they work.
+    let threads = processors().saturating_add(1).to_string();
+    let arguments = ["--no-fail-fast", "--", "--show-output", "--test-threads", &threads, "--skip", LIBVIRT_DOMAINS];
+    let mut tests = tests_command(&features, &arguments);
     tests.env("VMI_LAB_IMAGES", images()).env("VMI_LAB_LIVE", "1").env("VMI_LAB_XEN_CORES", cache().join("xen/cores"));
     tests.env("VMI_LAB_VIRTUALBOX", cache().join("virtualbox/core"));
     if steps.run("wine", &mut wine_command()) {
@@ -177,7 +179,7 @@ pub(crate) fn test() -> Outcome {
     }
     steps.run_counted::<TestOutput>("test", &mut tests);
     if features.contains("libvirt") {
-        steps.run_counted::<TestOutput>("libvirt", cargo(&libvirt).env("VMI_LAB_LIVE", "1"));
+        steps.run_counted::<TestOutput>("libvirt", libvirt.env("VMI_LAB_LIVE", "1"));
     }
     kvm::test(&mut steps, &features);
     // interleavings of the translation cache's readers and writers, of reading and unmapping in a window, and of the two sides of Xen's ring; in a directory of
@@ -185,16 +187,16 @@ pub(crate) fn test() -> Outcome {
     for (name, package, tests) in
         [("loom", "vmi-core", &["tlb", "mapping::readers"][..]), ("loom ring", "vmi-driver-xen", &["ring"])]
     {
-        let arguments = ["test", "--package", package, "--release", "--lib", "--target-dir", "target/loom", "--"];
+        let arguments = ["test", "--package", package, "--lib", "--target-dir", "target/loom", "--"];
         let mut tests = cargo(&[&arguments[..], tests].concat());
         steps.run_counted::<TestOutput>(name, tests.env("RUSTFLAGS", "--cfg loom"));
     }
-    python_tests(&mut steps);
+    python_tests(&mut steps, &mut command(built("nt-machine"), &[]));
     capi_tests(&mut steps, &[]);
     static_checks(&mut steps, &features);
-    steps.run("demo", &mut cargo(&["run", "--release", "--example", "process-list"]));
+    steps.run("demo", &mut cargo(&["run", "--example", "process-list"]));
     xen::test(&mut steps);
-    fuzz_targets(&mut steps, "5");
+    fuzz_targets(&mut steps, &mut command(built("vmi-fuzz"), &[]), "5");
     Ok(steps.summary())
 }
 
@@ -222,7 +224,7 @@ pub(crate) fn check() -> Outcome {
 /// Each fuzz target for some seconds.
 pub(crate) fn fuzz(seconds: &str) -> Outcome {
     let mut steps = Steps::new();
-    fuzz_targets(&mut steps, seconds);
+    fuzz_targets(&mut steps, &mut cargo(&["run", "--package", "vmi-fuzz", "--release", "--"]), seconds);
     Ok(steps.summary())
 }
 
@@ -276,6 +278,11 @@ pub(crate) fn peers(what: &[&str]) -> Outcome {
 /// Where cargo puts what it builds.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// A program of the workspace, as the build of the tests leaves it.
+pub(crate) fn built(program: &str) -> PathBuf {
+    target().join("debug").join(program)
 }
 
 /// Have VirtualBox write the core that the tests of image files read.
