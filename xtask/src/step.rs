@@ -143,9 +143,9 @@ impl Steps {
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         println!("\n==> {name}: {program} {} (after {})", words.join(" "), seconds(self.began.elapsed()));
-        let (began, used) = (Instant::now(), processors());
+        let (began, used) = (Instant::now(), processor_time());
         let counts = run(command);
-        let (took, processors) = (began.elapsed(), processors().saturating_sub(used));
+        let (took, processors) = (began.elapsed(), processor_time().saturating_sub(used));
         self.done.push(Done { name: name.into(), took, processors, counts });
         counts.failed == 0
     }
@@ -159,7 +159,8 @@ impl Steps {
             println!("{name:<16} {:>8} {:>8} of processors  {counts}", seconds(*took), seconds(*processors));
             sum.add(*counts);
         }
-        println!("\n{sum} in {}", seconds(self.began.elapsed()));
+        println!("{:<16} {:>8}", "all", seconds(self.began.elapsed()));
+        println!("\n{sum}");
         let failed: Vec<_> = self.done.iter().filter(|done| done.counts.failed > 0).map(|done| done.name.as_str()).collect();
         if !failed.is_empty() {
             println!("FAILED: {}", failed.join(", "));
@@ -184,7 +185,7 @@ fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> std::io::Result<b
 }
 
 /// Time of processors that ended children of this program have used: fields 16 and 17 of `/proc/self/stat`, in hundredths of a second.
-fn processors() -> Duration {
+fn processor_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The name of the program, in parentheses, may have spaces.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
