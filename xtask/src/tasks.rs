@@ -71,7 +71,7 @@ pub(crate) fn features(steps: &mut Steps) -> String {
     features.join(",")
 }
 
-/// `cargo test` of the workspace. One build with every feature that can be built here makes every program that a step runs: each build more compiles most
+/// `cargo test` of the workspace. One build with every feature that can be built here makes most programs that steps run: each build more compiles most
 /// things once more. The benchmarks have no tests, and half of all that others wrote is their peers.
 pub(crate) fn tests_command(features: &str, arguments: &[&str]) -> Command {
     let tests = ["test", "--workspace", "--exclude", "vmi-bench", "--features", features];
@@ -281,7 +281,7 @@ pub(crate) fn target() -> PathBuf {
 }
 
 /// A program of the workspace, as the build of the tests leaves it.
-pub(crate) fn built(program: &str) -> PathBuf {
+fn built(program: &str) -> PathBuf {
     target().join("debug").join(program)
 }
 
