@@ -281,7 +281,7 @@ pub(crate) fn target() -> PathBuf {
 }
 
 /// A program of the workspace, as the build of the tests leaves it.
-fn built(program: &str) -> PathBuf {
+pub(crate) fn built(program: &str) -> PathBuf {
     target().join("debug").join(program)
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::prerequisites;
 use crate::step::{Steps, cargo, command};
-use crate::tasks::{Outcome, cache, target};
+use crate::tasks::{Outcome, built, cache, target};
 use crate::test_output::TestOutput;
 use crate::unchanged::Unchanged;
 
@@ -58,10 +58,10 @@ impl Emulator {
 /// The program that runs in dom0.
 const PROGRAM: &str = "xen-checks";
 
-/// Builds that program, optimised: an emulator runs it, and dom0's memory is small.
+/// Builds that program, as the build of the tests does.
 fn build(steps: &mut Steps) -> Option<PathBuf> {
-    let built = steps.run("xen build", &mut cargo(&["build", "--release", "--package", PROGRAM, "--features", "xen"]));
-    built.then(|| target().join("release").join(PROGRAM))
+    let done = steps.run("xen build", &mut cargo(&["build", "--package", PROGRAM, "--features", "xen"]));
+    done.then(|| built(PROGRAM))
 }
 
 /// The files of a synthetic NT machine, which a check starts as a domain; none where there is no compiler for it.
@@ -86,11 +86,8 @@ fn checks(steps: &mut Steps, program: &Path, emulator: Emulator, names: &[&str])
     let mut run = command("bash", &["tests/lab/xen/run-in-dom0.sh"]);
     // Minutes where nothing else runs; who is as busy as a machine can be gets its result all the same.
     run.env("XEN_LAB_CMD_TIMEOUT", "1200").env("XEN_LAB_TIMEOUT", "1800");
-    if !names.contains(&"--brief") {
-        // Room for a core of a domain, with which its memory is compared.
-        run.env("XEN_LAB_DOM0_MEMORY", "768");
-    }
-    run.arg(program).args(names).env("XEN_LAB_EMU", word);
+    // Room for the program, and for a core of a domain, with which its memory is compared.
+    run.env("XEN_LAB_DOM0_MEMORY", "768").arg(program).args(names).env("XEN_LAB_EMU", word);
     run.env("XEN_LAB_DOMUS", std::env::var("XEN_LAB_DOMUS").unwrap_or_else(|_| default.to_owned()));
     run.env("XEN_LAB_VERSION", emulator.version());
     let all = emulator == Emulator::Qemu && names.iter().all(|name| name.starts_with("--"));
@@ -123,12 +120,13 @@ fn unchanged() -> Unchanged {
     Unchanged::new(cache().join("xen/passed-in-bochs"), BOCHS_SOURCES, &Emulator::Bochs.version())
 }
 
-/// The steps of the test command: all that does not take long in QEMU, and Bochs if something changed since all passed there.
+/// The steps of the test command: all that does not take long in QEMU, and Bochs if something changed since all passed there. The build of the tests has made
+/// the program.
 pub(crate) fn test(steps: &mut Steps) {
     if let Err(missing) = prerequisites::xen() {
         return steps.skip("xen", &missing);
     }
-    let Some(program) = build(steps) else { return };
+    let program = built(PROGRAM);
     checks(steps, &program, Emulator::Qemu, &["--brief"]);
     if let Some(same) = unchanged().since_it_passed() {
         return steps.skip("xen in Bochs", &format!("{same}: cargo xtask xen --bochs"));
@@ -158,9 +156,10 @@ pub(crate) fn bench() -> Outcome {
     prerequisites::rust()?;
     prerequisites::xen()?;
     let mut steps = Steps::new();
-    if let Some(program) = build(&mut steps) {
+    let arguments = ["build", "--release", "--package", PROGRAM, "--features", "xen"];
+    if steps.run("xen build", &mut cargo(&arguments)) {
         let mut run = command("bash", &["tests/lab/xen/run-in-dom0.sh"]);
-        run.arg(program).arg("--bench").env("XEN_LAB_DOMUS", "pvh pv");
+        run.arg(target().join("release").join(PROGRAM)).arg("--bench").env("XEN_LAB_DOMUS", "pvh pv");
         steps.run("xen bench", &mut run);
     }
     steps.run("window bench", &mut cargo(&["bench", "--package", "vmi-core", "--bench", "window"]));

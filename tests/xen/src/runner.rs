@@ -50,34 +50,36 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, brief: bool) -> ExitCode {
             continue;
         }
         let began = Instant::now();
-        let (mut result, output) = process(check, brief);
+        let (mut result, mut output) = process(check, brief);
         for domain in Context::new().domains() {
             if let Err(error) = domain.answers(ANSWER) {
-                println!("{} does not answer any more ({error:#}); it is made anew", domain.name());
-                domain.recreate().unwrap_or_else(|error| println!("{error:#}"));
+                output.push_str(&format!("{} does not answer any more ({error:#}); it is made anew\n", domain.name()));
+                domain.recreate().unwrap_or_else(|error| output.push_str(&format!("{error:#}\n")));
                 result = Ended::Failed;
             }
         }
         let took = began.elapsed().as_secs_f64();
-        let lines = || output.lines().map(|line| format!("    {line}\n")).collect::<String>();
+        let lines: String = output.lines().map(|line| format!("    {line}\n")).collect();
         match result {
             Ended::Passed => {
                 passed += 1;
-                print!("test {} ... ok <{took:.1}s>\n{}", check.name, lines());
+                print!("test {} ... ok <{took:.1}s>\n{lines}", check.name);
             }
             Ended::Skipped => {
                 skipped += 1;
                 println!("test {} ... skipped: {}", check.name, output.trim());
             }
             Ended::Failed => {
-                failed.push(check.name);
-                print!("test {} ... FAILED <{took:.1}s>\n{}", check.name, lines());
+                print!("test {} ... FAILED <{took:.1}s>\n{lines}", check.name);
+                failed.push((check.name, lines));
             }
         }
     }
     if !failed.is_empty() {
         println!("\nfailures:");
-        failed.iter().for_each(|name| println!("    {name}"));
+        failed.iter().for_each(|(name, lines)| print!("\n---- {name} stdout ----\n{lines}"));
+        println!("\nfailures:");
+        failed.iter().for_each(|(name, _)| println!("    {name}"));
     }
     println!(
         "\ntest result: {}. {passed} passed; {} failed; {skipped} ignored; 0 measured; {} filtered out; finished in {:.2}s",

@@ -139,11 +139,12 @@ fn ways_of_reading(context: &Context) -> CheckResult {
             return Ok(());
         }
         let vmi = open(domain)?;
+        let _held = vmi.pause()?;
         let whole = open_with(domain, &Options::new().map_whole(true))?;
         let small = open_with(domain, &Options::new().mapped(1 << 20).lifetime(Duration::from_millis(20)))?;
-        let _held = vmi.pause()?;
         let regions = vmi.machine().memory.regions().to_vec();
-        ensure!(regions == whole.machine().memory.regions());
+        let same = whole.machine().memory.regions();
+        ensure!(regions == same, "{regions:x?}, but with all memory mapped {same:x?}");
         let mut compared = 0u64;
         for region in regions {
             let mut at = region.start();
